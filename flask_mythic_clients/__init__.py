@@ -1,0 +1,35 @@
+"""Delete clients from a database and a key-value store: reversible by default, permanent on demand."""
+
+from .errors import (
+    ClientError,
+    ClientInUseError,
+    ClientNotFoundError,
+    ConfigurationError,
+    HardDeleteForbiddenError,
+    HardDeleteRefusedError,
+    InvalidClientIdError,
+    KeyValueStoreError,
+    MythicClientsError,
+    RepositoryError,
+    StoreError,
+)
+from .extension import MythicClients
+from .signals import client_hard_deleted, client_restored, client_soft_deleted
+
+__all__ = [
+    "ClientError",
+    "ClientInUseError",
+    "ClientNotFoundError",
+    "ConfigurationError",
+    "HardDeleteForbiddenError",
+    "HardDeleteRefusedError",
+    "InvalidClientIdError",
+    "KeyValueStoreError",
+    "MythicClients",
+    "MythicClientsError",
+    "RepositoryError",
+    "StoreError",
+    "client_hard_deleted",
+    "client_restored",
+    "client_soft_deleted",
+]

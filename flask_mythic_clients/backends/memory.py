@@ -1,0 +1,193 @@
+"""Both stores in this process: for tests of a host, and for trying things out.
+
+Held to the same contracts as the real ones. Another process does not see them.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
+from datetime import datetime
+from threading import Condition, Lock
+from types import SimpleNamespace
+from typing import Any
+
+from ..entries import EntryRule, Value
+from ..model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
+
+_PAGE = 100
+
+
+class MemoryStore:
+    """A key-value store in a dictionary."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._entries: dict[str, tuple[Value, float | None]] = {}
+
+    def __repr__(self) -> str:
+        return f"<MemoryStore of {len(self._entries)} entries>"
+
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        """Fulfil `ports.KeyValueStore.apply`."""
+        with self._lock:
+            for key, value in overwrite.items():
+                if (entry := self._alive(key)) is not None:
+                    self._entries[key] = (value, entry[1])
+            return {key for key in remove if self._alive(key) and self._entries.pop(key)}
+
+    def get(self, key: str) -> Value | None:
+        """Return the entry's value, or None."""
+        with self._lock:
+            entry = self._alive(key)
+            return None if entry is None else entry[0]
+
+    def set(self, key: str, value: Value, ex: float | None = None) -> None:
+        """Make or replace an entry, which expires after `ex` seconds if that is given."""
+        with self._lock:
+            self._entries[key] = (value, None if ex is None else time.monotonic() + ex)
+
+    def ttl(self, key: str) -> int:
+        """Return the seconds an entry has left: -1 without an end, -2 without an entry, as Redis does."""
+        with self._lock:
+            entry = self._alive(key)
+            if entry is None:
+                return -2
+            return -1 if entry[1] is None else round(entry[1] - time.monotonic())
+
+    def _alive(self, key: str) -> tuple[Value, float | None] | None:
+        entry = self._entries.get(key)
+        if entry is not None and entry[1] is not None and entry[1] <= time.monotonic():
+            del self._entries[key]
+            return None
+        return entry
+
+
+class MemoryRepository:
+    """Rows and ledger in this process."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()  # guards all below
+        self._rows: dict[str, SimpleNamespace] = {}
+        self._records: dict[int, DeletionRecord] = {}
+        self._held: set[str] = set()
+
+    def add(self, id: str, *, status: bool = True, **columns: Any) -> None:
+        """Add or replace a client."""
+        with self._changed:
+            self._rows[id] = SimpleNamespace(id=id, status=status, **columns)
+
+    def record(self, change: Change, entries: EntryRule) -> bool:
+        """Fulfil `ports.DeletionSteps.record`."""
+        with self._changed:
+            client = self._clients([change.client_id]).get(change.client_id)
+            if client is None or not change.applies_to(client):
+                return False
+            record = DeletionRecord(
+                id=len(self._records) + 1,
+                client_id=change.client_id,
+                action=change.action,
+                actor=change.actor,
+                kv_keys=tuple(entries(client)),
+                requested_at=change.requested_at,
+            )
+            if change.action is Action.HARD:
+                del self._rows[client.id]
+            else:
+                self._rows[client.id].status = change.action is Action.RESTORE
+            self._records[record.id] = record
+            return True
+
+    @contextmanager
+    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
+        """Fulfil `ports.DeletionSteps.settle`."""
+        with self._hold(client_ids):
+            yield from self._stamping(
+                [replace(r, settled_at=at) for r in self._of(client_ids) if r.settled_at is None]
+            )
+
+    @contextmanager
+    def verify(
+        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime
+    ) -> Iterator[Holding]:
+        """Fulfil `ports.DeletionSteps.verify`."""
+        with self._hold(client_ids):
+            yield from self._stamping(
+                [replace(r, verified_at=at) for r in self._of(client_ids) if _is_due(r, settled_before)]
+            )
+
+    def unfinished(
+        self, *, settled_before: datetime | None, after: DeletionRecord | None
+    ) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.unfinished`."""
+        with self._changed:
+            due = [r for r in self._records.values() if _is_due(r, settled_before)]
+        due.sort(key=_age)
+        return [r for r in due if after is None or _age(r) > _age(after)][:_PAGE]
+
+    def history(self, client_id: str) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.history`."""
+        with self._changed:
+            return self._of([client_id])
+
+    def backlog(self) -> Backlog:
+        """Fulfil `ports.DeletionLedger.backlog`."""
+        with self._changed:
+            pending = [r.requested_at for r in self._records.values() if r.settled_at is None]
+        return Backlog(len(pending), min(pending, default=None))
+
+    def clients(self) -> Sequence[Client]:
+        """Fulfil `ports.ClientDirectory.clients`."""
+        with self._changed:
+            return list(self._clients(sorted(self._rows)).values())
+
+    def preview(self, client_id: str, entries: EntryRule) -> Preview | None:
+        """Fulfil `ports.ClientDirectory.preview`."""
+        with self._changed:
+            client = self._clients([client_id]).get(client_id)
+        if client is None:
+            return None
+        return Preview(client, vars(client.row), (), tuple(entries(client)))
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Accept every name: rows here may carry any column."""
+
+    @contextmanager
+    def _hold(self, client_ids: Collection[str]) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._held.isdisjoint(client_ids))
+            self._held.update(client_ids)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held.difference_update(client_ids)
+                self._changed.notify_all()
+
+    def _stamping(self, stamped: Sequence[DeletionRecord]) -> Iterator[Holding]:
+        with self._changed:
+            clients = self._clients({record.client_id for record in stamped})
+        yield Holding(tuple(stamped), clients)
+        with self._changed:
+            self._records.update((record.id, record) for record in stamped)
+
+    def _of(self, client_ids: Collection[str]) -> list[DeletionRecord]:
+        return [record for record in self._records.values() if record.client_id in client_ids]
+
+    def _clients(self, client_ids: Collection[str]) -> dict[str, Client]:
+        """Copy rows, so that a client is as it was read whatever happens to the row later."""
+        rows = {id: copy(self._rows[id]) for id in client_ids if id in self._rows}
+        return {id: Client(id, row.status, row) for id, row in rows.items()}
+
+
+def _is_due(record: DeletionRecord, settled_before: datetime | None) -> bool:
+    """Whether a record is pending or, given a time, settled up to then and not verified."""
+    if settled_before is None or record.settled_at is None:
+        return settled_before is None and record.settled_at is None
+    return record.verified_at is None and record.settled_at <= settled_before
+
+
+def _age(record: DeletionRecord) -> tuple[bool, datetime, int]:
+    """Order settled records by when they were, pending ones by their ids."""
+    return (record.settled_at is not None, record.settled_at or datetime.min, record.id)

@@ -1,0 +1,52 @@
+"""Redis or Valkey as the key-value store. The only module that imports redis."""
+
+from collections.abc import Collection, Mapping
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ..entries import Value
+from ..errors import KeyValueStoreError
+
+
+class RedisStore:
+    """Entries in Redis 6 or later, or in Valkey."""
+
+    def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
+        self._client = client
+
+    @classmethod
+    def from_url(cls, url: str, *, timeout: float = 1.0) -> "RedisStore":
+        """Connect to a redis://, rediss:// or unix:// URL when first used; `timeout` is in seconds.
+
+        A connection the server has closed is replaced once at once. A time-out is not tried again:
+        the record stays pending, and the caller has its answer.
+        """
+        return cls(
+            redis.Redis.from_url(
+                url,
+                socket_timeout=timeout,
+                socket_connect_timeout=timeout,
+                # Every default of redis-py is another: ten tries here, none there.
+                retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+            )
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"  # a URL may hold a password
+
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        """Fulfil `ports.KeyValueStore.apply`."""
+        keys = list(remove)
+        # No MULTI: the work is idempotent, and the keys may live on several nodes of a cluster.
+        pipeline = self._client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.delete(key)
+        for key, value in overwrite.items():
+            pipeline.set(key, value, xx=True, keepttl=True)
+        try:
+            replies = pipeline.execute()
+        except redis.RedisError as error:
+            raise KeyValueStoreError from error
+        return {key for key, found in zip(keys, replies, strict=False) if found}

@@ -1,0 +1,9 @@
+"""SQLite, PostgreSQL and MariaDB through the host's Flask-SQLAlchemy.
+
+The only package that imports sqlalchemy and flask_sqlalchemy.
+"""
+
+from .mixin import ClientMixin
+from .repository import SQLAlchemyRepository
+
+__all__ = ["ClientMixin", "SQLAlchemyRepository"]

@@ -1,0 +1,143 @@
+"""The ledger table `client_deletions`, and what is read from it."""
+
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+from sqlalchemy.orm import Session
+
+from ...errors import ConfigurationError
+from ...model import Action, Backlog, DeletionRecord
+
+_PAGE = 100
+
+# Ids are compared to the letter. MariaDB's usual collations find "Acme" where "acme" is asked for.
+_CLIENT_ID = sa.String(255).with_variant(
+    mysql.VARCHAR(255, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
+)
+_TIME = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+
+def ledger_table(metadata: sa.MetaData, model: type) -> sa.Table:
+    """Return the ledger of a model, made on the host's metadata so that its migrations see it.
+
+    One database has one ledger, and so one kind of client: a second one is a ConfigurationError,
+    since equal ids of two kinds could not be told apart.
+    """
+    key = f"{metadata.schema}.client_deletions" if metadata.schema else "client_deletions"
+    if (table := metadata.tables.get(key)) is not None:
+        if table.info.get("mythic_clients_model") is not model:
+            raise ConfigurationError(
+                f"The table {key} already exists for something other than {model.__name__}. "
+                "Give each kind of client its own database (__bind_key__)."
+            )
+        return table
+    return sa.Table(
+        "client_deletions",
+        metadata,
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+        sa.Column("client_id", _CLIENT_ID, nullable=False),
+        sa.Column("action", sa.String(16), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("kv_keys", sa.JSON(), nullable=False),
+        sa.Column("requested_at", _TIME, nullable=False),
+        sa.Column("settled_at", _TIME),
+        sa.Column("verified_at", _TIME),
+        # What is pending for a client; its history.
+        sa.Index("ix_client_deletions_client", "client_id", "settled_at"),
+        # What is pending at all (both null), and what is to be verified; in the order of the pages.
+        sa.Index("ix_client_deletions_unfinished", "verified_at", "settled_at", "id"),
+        info={"mythic_clients_model": model},
+    )
+
+
+class Ledger:
+    """Reads and stamps records in a transaction that the caller owns."""
+
+    def __init__(self, table: sa.Table) -> None:
+        self._table = table
+        self._pending = table.c.verified_at.is_(None) & table.c.settled_at.is_(None)
+
+    def settle(self, session: Session, client_ids: Collection[str], at: datetime) -> list[DeletionRecord]:
+        """Lock and stamp the pending records of the clients; waits for whoever holds one."""
+        of_clients = self._table.c.client_id.in_(client_ids)
+        return self._stamp(session, of_clients & self._table.c.settled_at.is_(None), settled_at=at)
+
+    def verify(
+        self, session: Session, client_ids: Collection[str], at: datetime, settled_before: datetime
+    ) -> list[DeletionRecord]:
+        """Lock and stamp the clients' settled records that nobody has verified."""
+        return self._stamp(
+            session,
+            self._table.c.client_id.in_(client_ids) & self._unverified(settled_before),
+            verified_at=at,
+        )
+
+    def unfinished(
+        self, session: Session, settled_before: datetime | None, after: DeletionRecord | None
+    ) -> list[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.unfinished`."""
+        c = self._table.c
+        due = self._pending if settled_before is None else self._unverified(settled_before)
+        query = sa.select(self._table).where(due).order_by(c.verified_at, c.settled_at, c.id).limit(_PAGE)
+        if after is not None and after.settled_at is None:
+            query = query.where(c.id > after.id)
+        elif after is not None:
+            query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
+        return [_record(row) for row in session.execute(query)]
+
+    def history(self, session: Session, client_id: str) -> list[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.history`."""
+        query = sa.select(self._table).where(self._table.c.client_id == client_id).order_by(self._table.c.id)
+        return [_record(row) for row in session.execute(query)]
+
+    def backlog(self, session: Session) -> Backlog:
+        """Fulfil `ports.DeletionLedger.backlog`."""
+        query = sa.select(sa.func.count(), sa.func.min(self._table.c.requested_at)).where(self._pending)
+        pending, oldest = session.execute(query).one()
+        return Backlog(pending, _utc(oldest))
+
+    def _unverified(self, settled_before: datetime) -> sa.ColumnElement[bool]:
+        return self._table.c.verified_at.is_(None) & (self._table.c.settled_at <= settled_before)
+
+    def _stamp(
+        self, session: Session, where: sa.ColumnElement[bool], **stamp: datetime
+    ) -> list[DeletionRecord]:
+        dialect = session.get_bind().dialect
+        if dialect.update_returning:
+            columns: list[Any] = list(self._table.c)
+            if dialect.name == "postgresql":
+                # No wait for the disk at commit: a stamp that a crash loses is only made again.
+                columns.append(sa.func.set_config("synchronous_commit", "off", True))
+            stamped = session.execute(sa.update(self._table).where(where).values(stamp).returning(*columns))
+            return sorted((_record(row) for row in stamped), key=lambda record: record.id)
+        rows = session.execute(
+            sa.select(self._table).where(where).order_by(self._table.c.id).with_for_update()
+        ).all()
+        if rows:
+            by_id = self._table.c.id.in_([row.id for row in rows])
+            session.execute(sa.update(self._table).where(by_id).values(stamp))
+        return [_record(row, **stamp) for row in rows]
+
+
+def _record(row: sa.Row[Any], **stamp: datetime) -> DeletionRecord:
+    return DeletionRecord(
+        id=row.id,
+        client_id=row.client_id,
+        action=Action(row.action),
+        actor=row.actor,
+        # A template whose column was null wrote a null.
+        kv_keys=tuple(key for key in row.kv_keys if key is not None),
+        requested_at=_utc(row.requested_at),
+        settled_at=stamp.get("settled_at", _utc(row.settled_at)),
+        verified_at=stamp.get("verified_at", _utc(row.verified_at)),
+    )
+
+
+def _utc(time: Any) -> Any:
+    """Return a time as aware UTC; SQLite and MariaDB keep it without its zone. None stays None."""
+    if time is None or time.tzinfo is not None:
+        return time and time.astimezone(UTC)
+    return time.replace(tzinfo=UTC)

@@ -1,0 +1,195 @@
+"""The repository: transactions of its own, and every SQLAlchemy error translated."""
+
+import random
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Session
+
+from ...entries import EntryRule
+from ...errors import ClientInUseError, ConfigurationError, RepositoryError
+from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
+from .ledger import Ledger, ledger_table
+from .mixin import ClientMixin
+from .preview import preview
+from .recorder import Recorder
+from .rows import ClientRows
+
+_T = TypeVar("_T")
+_TRIES = 5
+_DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb")
+
+
+class SQLAlchemyRepository:
+    """Clients in a table of the host's, the ledger beside it in the same database.
+
+    `db` alone means a model of ours, `repository.model`, in the table `clients`. `id` and `status` are
+    attributes of the host's model; a status of NULL counts as false. Works inside an application context,
+    on the engine of the model's `__bind_key__`; never touches `db.session`.
+    Raises ConfigurationError where the model has no such columns.
+    """
+
+    def __init__(
+        self, db: SQLAlchemy, model: type[Any] | None = None, *, id: str = "id", status: str = "status"
+    ) -> None:
+        ours: Any = model or type("Client", (ClientMixin, db.Model), {"__tablename__": "clients"})
+        self.model = ours
+        self._db = db
+        self._rows = ClientRows(self.model, id, status)
+        self._table = ledger_table(self.model.metadata, self.model)
+        self._ledger = Ledger(self._table)
+        self._recorder = Recorder(self._rows, self._table)
+
+    def record(self, change: Change, entries: EntryRule) -> bool:
+        """Fulfil `ports.DeletionSteps.record`."""
+        alone = self._recorder.is_one_statement(change.action, entries, self._engine.dialect)
+
+        def step() -> bool:
+            # A single statement is a transaction by itself: one round trip instead of three.
+            with self._session(autocommit=alone) as session:
+                recorded = self._recorder.record(session, change, entries)
+                session.commit()
+                return recorded
+
+        with _translated(change.client_id if change.action is Action.HARD else None):
+            return _retrying(step)
+
+    @contextmanager
+    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
+        """Fulfil `ports.DeletionSteps.settle`."""
+        with self._hold(
+            client_ids, None, lambda session: self._ledger.settle(session, client_ids, at)
+        ) as held:
+            yield held
+
+    @contextmanager
+    def verify(
+        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime
+    ) -> Iterator[Holding]:
+        """Fulfil `ports.DeletionSteps.verify`."""
+        with self._hold(
+            client_ids, "share", lambda session: self._ledger.verify(session, client_ids, at, settled_before)
+        ) as held:
+            yield held
+
+    def unfinished(
+        self, *, settled_before: datetime | None, after: DeletionRecord | None
+    ) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.unfinished`."""
+        return self._read(lambda session: self._ledger.unfinished(session, settled_before, after))
+
+    def history(self, client_id: str) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.history`."""
+        return self._read(lambda session: self._ledger.history(session, client_id))
+
+    def backlog(self) -> Backlog:
+        """Fulfil `ports.DeletionLedger.backlog`."""
+        return self._read(self._ledger.backlog)
+
+    def clients(self) -> Iterator[Client]:
+        """Fulfil `ports.ClientDirectory.clients`; reads page by page."""
+        after: Client | None = None
+        while page := self._read(lambda session: self._rows.page(session, after)):  # noqa: B023 - called at once
+            yield from page
+            after = page[-1]
+
+    def preview(self, client_id: str, entries: EntryRule) -> Preview | None:
+        """Fulfil `ports.ClientDirectory.preview`."""
+        return self._read(lambda session: preview(session, self._rows, self._recorder, client_id, entries))
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Fulfil `ports.ClientDirectory.check_columns`."""
+        self._rows.check_columns(names)
+
+    @property
+    def _engine(self) -> sa.Engine:
+        engine = self._db.engines[self.model.metadata.info.get("bind_key")]
+        if engine.dialect.name not in _DIALECTS:
+            raise ConfigurationError(
+                f"The order of steps is not proven on {engine.dialect.name}: use one of {', '.join(_DIALECTS)}."
+            )
+        return engine
+
+    @contextmanager
+    def _session(self, *, autocommit: bool = False) -> Iterator[Session]:
+        """Open a session at READ COMMITTED, whatever the host's default is; SQLite has but one level."""
+        engine = self._engine
+        if engine.dialect.name == "postgresql":
+            level: Literal["AUTOCOMMIT", "READ COMMITTED"] = "AUTOCOMMIT" if autocommit else "READ COMMITTED"
+            engine = engine.execution_options(isolation_level=level)
+        with Session(engine, autoflush=False, expire_on_commit=False) as session:
+            if engine.dialect.name in ("mysql", "mariadb"):
+                # For the next transaction alone: one round trip, where SQLAlchemy's option takes four.
+                session.execute(sa.text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
+            yield session
+
+    @contextmanager
+    def _hold(
+        self,
+        client_ids: Collection[str],
+        lock: Literal["share"] | None,
+        stamp: Callable[[Session], list[DeletionRecord]],
+    ) -> Iterator[Holding]:
+        def acquire() -> tuple[ExitStack, Session, Holding]:
+            with ExitStack() as stack:
+                session = stack.enter_context(self._session())
+                records = stamp(session)  # first, for it waits: what is read after that is of now
+                holding = Holding(tuple(records), self._rows.read(session, client_ids, lock))
+                return stack.pop_all(), session, holding
+
+        with _translated():
+            stack, session, holding = _retrying(acquire)
+            with stack:
+                yield holding
+                session.commit()
+
+    def _read(self, query: Callable[[Session], _T]) -> _T:
+        def read() -> _T:
+            with self._session() as session:
+                return query(session)
+
+        with _translated():
+            return _retrying(read)
+
+
+@contextmanager
+def _translated(client_id: str | None = None) -> Iterator[None]:
+    """Translate what a database says; `client_id` is that of a client being removed."""
+    try:
+        yield
+    except sa.exc.IntegrityError as error:
+        if client_id is None:
+            raise RepositoryError from error
+        raise ClientInUseError(client_id) from error
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        raise RepositoryError from error
+
+
+def _retrying(step: Callable[[], _T]) -> _T:
+    """Take a step again after a deadlock or serialization failure, and once on a fresh connection.
+
+    Every step is safe to repeat, also where the first try was committed and only its answer lost.
+    """
+    reconnected = False
+    for _ in range(_TRIES - 1):
+        try:
+            return step()
+        except sa.exc.DBAPIError as error:
+            if error.connection_invalidated and not reconnected:
+                reconnected = True  # a dead connection of the pool, which is empty now
+            elif not _is_conflict(error):
+                raise
+        time.sleep(random.uniform(0, 0.02))
+    return step()
+
+
+def _is_conflict(error: sa.exc.DBAPIError) -> bool:
+    """Whether the database has rolled back one of two transactions that were in each other's way."""
+    sqlstate = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    number = error.orig.args[0] if error.orig is not None and error.orig.args else None
+    return sqlstate in ("40001", "40P01") or number == 1213

@@ -1,0 +1,138 @@
+"""The clients' rows: the host's model, whatever its columns are called."""
+
+import uuid
+from collections.abc import Collection
+from functools import reduce
+from operator import add
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapper, Session, lazyload
+
+from ...entries import KeyTemplates
+from ...errors import ConfigurationError
+from ...model import Action, Change, Client
+
+_PAGE = 1000
+
+
+class ClientRows:
+    """Translates between clients and the rows of a host's model."""
+
+    def __init__(self, model: type[Any], id: str, status: str) -> None:
+        self.model = model
+        self.mapper: Mapper[Any] = sa.inspect(model)
+        for option, name in (("id", id), ("status", status)):
+            if name not in self.mapper.columns:
+                raise ConfigurationError(
+                    f"{model.__name__} has no column {name!r}: pass {option}=… with one of {self._names()}."
+                )
+        self._id = id
+        self._status = status
+        self.id = self.column("id")
+        self.status = self.mapper.columns[status]
+
+    def column(self, name: str) -> sa.Column[Any]:
+        """Return the column that a key template means; `id` is the client's id, whatever its name."""
+        return self.mapper.columns[self._id if name == "id" else name]
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Fulfil `ports.ClientDirectory.check_columns`."""
+        for name in names:
+            if name not in self.mapper.columns:
+                raise ConfigurationError(
+                    f"MYTHIC_CLIENTS_KV_KEYS names {{{name}}}, but {self.model.__name__} has no such column; "
+                    f"it has {self._names()}."
+                )
+
+    def is_plain(self, name: str, dialect: sa.Dialect) -> bool:
+        """Whether SQL and Python write and compare the column's value in the same way."""
+        column = self.column(name)
+        type_ = column.type
+        if column.table is not self.id.table:
+            return False  # computed, not stored
+        if isinstance(type_, sa.String):
+            return not isinstance(type_, (sa.Enum, sa.CHAR)) and type_.collation is None
+        return isinstance(type_, sa.Integer) or (isinstance(type_, sa.Uuid) and dialect.name == "postgresql")
+
+    def key_of(self, client_id: str, dialect: sa.Dialect) -> Any:
+        """Return a client's id as its column takes it; None where no row can have it.
+
+        `007` is not the id of client 7: one client has one id.
+        """
+        type_ = self.id.type
+        try:
+            if isinstance(type_, sa.TypeDecorator):
+                if process := type_.bind_processor(dialect):
+                    process(client_id)  # a host's own type may refuse it
+                return client_id
+            if isinstance(type_, sa.Uuid):
+                key: Any = uuid.UUID(client_id)
+                return (key if type_.as_uuid else client_id) if str(key) == client_id else None
+            if isinstance(type_, sa.Integer):
+                key = int(client_id)
+                return key if str(key) == client_id and key < 2**63 else None
+        except (ValueError, TypeError):
+            return None
+        return client_id
+
+    def applies(self, change: Change, dialect: sa.Dialect) -> sa.ColumnElement[bool]:
+        """Return `Change.applies_to` in SQL, for the row of the change's client."""
+        key = self.key_of(change.client_id, dialect)
+        conditions: list[sa.ColumnElement[bool]] = [self.id == key]
+        if dialect.name in ("mysql", "mariadb") and isinstance(key, str):
+            # Their usual collations ignore case, and find "Acme" where "acme" is asked for.
+            conditions.append(sa.cast(self.id, sa.LargeBinary) == sa.cast(sa.literal(key), sa.LargeBinary))
+        if change.action is Action.SOFT:
+            conditions.append(self.status.is_(True))
+        elif change.action is Action.RESTORE or change.only_if_inactive:
+            conditions.append(self.status.is_not(True))
+        return sa.and_(*conditions)
+
+    def kv_keys(
+        self, source: sa.FromClause, templates: KeyTemplates, dialect: sa.Dialect
+    ) -> sa.ColumnElement[Any]:
+        """Return the JSON array of a row's keys in SQL; a null column makes a null in it."""
+        array = sa.func.json_build_array if dialect.name == "postgresql" else sa.func.json_array
+        return array(*(reduce(add, self._texts(source, parts)) for parts in templates.parts))
+
+    def read(
+        self, session: Session, client_ids: Collection[str], lock: Literal["share", "update"] | None = None
+    ) -> dict[str, Client]:
+        """Return id → client for those that exist."""
+        dialect = session.get_bind().dialect
+        keys = [key for id in client_ids if (key := self.key_of(id, dialect)) is not None]
+        query: sa.Select[Any] = sa.select(self.model).where(self.id.in_(keys)).options(lazyload("*"))
+        if lock is not None:
+            query = query.with_for_update(read=lock == "share", of=self.model)
+        clients = (self.client(row) for row in session.scalars(query))
+        return {client.id: client for client in clients if client.id in client_ids}
+
+    def page(self, session: Session, after: Client | None) -> list[Client]:
+        """Return the next clients in the order of their ids; none after the last."""
+        query: sa.Select[Any] = sa.select(self.model).order_by(self.id).limit(_PAGE).options(lazyload("*"))
+        if after is not None:
+            query = query.where(self.id > getattr(after.row, self._id))
+        return [self.client(row) for row in session.scalars(query)]
+
+    def client(self, row: Any) -> Client:
+        """Return a loaded row as a client."""
+        return Client(str(getattr(row, self._id)), bool(getattr(row, self._status)), row)
+
+    def set_active(self, row: Any, active: bool) -> None:
+        """Set the status of a loaded row."""
+        setattr(row, self._status, active)
+
+    def _texts(
+        self, source: sa.FromClause, parts: Collection[tuple[str, str | None]]
+    ) -> list[sa.ColumnElement[str]]:
+        texts: list[sa.ColumnElement[str]] = []
+        for literal, name in parts:
+            if literal:
+                texts.append(sa.literal(literal, sa.String()))
+            if name is not None:
+                texts.append(sa.cast(source.c[self.column(name).key], sa.String()))
+        return texts
+
+    def _names(self) -> str:
+        return ", ".join(self.mapper.columns.keys())

@@ -1,0 +1,236 @@
+"""`flask mythic-clients …`: each command takes, calls one method of the service, and prints.
+
+Data goes to stdout, messages to stderr. Exit codes: 0 done · 1 refused, or something is pending ·
+2 wrong usage · 3 a store did not answer.
+"""
+
+import dataclasses
+import getpass
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from flask.cli import AppGroup
+
+from .auth import create_key, digest
+from .config import PREFIX, check_name
+from .errors import ConfigurationError, MythicClientsError, StoreError
+from .model import Preview
+from .service import DeletionService
+
+_REFUSED = 1
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_client_ids = click.argument("client_ids", metavar="ID...", nargs=-1, required=True)
+
+
+def create_group(service: DeletionService) -> AppGroup:
+    """Return the commands for one app's service."""
+    group = AppGroup("mythic-clients", help="Delete, restore and reconcile clients.")
+    _add_create_key(group)
+    _add_delete(group, service)
+    _add_restore(group, service)
+    _add_reconcile(group, service)
+    _add_status(group, service)
+    _add_reading(group, service)
+    return group
+
+
+def _add_create_key(group: AppGroup) -> None:
+    @group.command("create-key", with_appcontext=False)
+    @click.argument("name")
+    @_as_json
+    def create_key_command(name: str, as_json: bool) -> None:
+        """Make an admin key for NAME; print it once, with its entry for the configuration."""
+        try:
+            check_name(name)
+        except ConfigurationError as error:
+            raise click.UsageError(str(error)) from error
+        key = create_key()
+        if as_json:
+            _print_json({"name": name, "key": key, "digest": digest(key)})
+            return
+        click.echo("The key, shown this once; the service keeps only its digest:", err=True)
+        click.echo(key)
+        click.echo("The entry for the configuration; several are joined with commas:", err=True)
+        click.echo(f"{PREFIX}ADMIN_KEYS={name}={digest(key)}")
+
+
+def _add_delete(group: AppGroup, service: DeletionService) -> None:
+    @group.command("delete")
+    @_client_ids
+    @click.option("--hard", is_flag=True, help="Remove for good, from both stores.")
+    @click.option("--yes", is_flag=True, help="Do not ask for the id to be typed before --hard.")
+    @click.option("--dry-run", is_flag=True, help="Print what would be met, and change nothing.")
+    @_as_json
+    def delete_command(
+        client_ids: tuple[str, ...], hard: bool, yes: bool, dry_run: bool, as_json: bool
+    ) -> None:
+        """Soft-delete clients, or remove them for good. --json goes with --dry-run."""
+
+        def soft_delete(client_id: str) -> None:
+            service.soft_delete(client_id, actor=_actor())
+            click.echo(f"{client_id}: soft-deleted; `restore` takes it back.", err=True)
+
+        def hard_delete(client_id: str) -> None:
+            if not yes:
+                _confirm(client_id)
+            service.hard_delete(client_id, actor=_actor())
+            click.echo(f"{client_id}: removed for good, from both stores.", err=True)
+
+        def preview(client_id: str) -> None:
+            _print_preview(service.preview(client_id, hard=hard), hard, as_json)
+
+        if as_json and not dry_run:
+            raise click.UsageError("--json goes with --dry-run.")
+        _for_each(client_ids, preview if dry_run else hard_delete if hard else soft_delete)
+
+
+def _add_restore(group: AppGroup, service: DeletionService) -> None:
+    @group.command("restore")
+    @_client_ids
+    def restore_command(client_ids: tuple[str, ...]) -> None:
+        """Take soft deletes back."""
+
+        def restore(client_id: str) -> None:
+            service.restore(client_id, actor=_actor())
+            click.echo(f"{client_id}: active.", err=True)
+
+        _for_each(client_ids, restore)
+
+
+def _add_reconcile(group: AppGroup, service: DeletionService) -> None:
+    @group.command("reconcile")
+    @_as_json
+    @click.pass_context
+    def reconcile_command(context: click.Context, as_json: bool) -> None:
+        """Settle all that is pending, verify all that is due. To be run every minute."""
+        with _exit_codes():
+            done = service.reconcile()
+        if as_json:
+            _print_json(dataclasses.asdict(done))
+        else:
+            click.echo(f"settled {done.settled}, verified {done.verified}, failed {done.failed}")
+        context.exit(_REFUSED if done.failed else 0)
+
+
+def _add_status(group: AppGroup, service: DeletionService) -> None:
+    @group.command("status")
+    @_as_json
+    @click.pass_context
+    def status_command(context: click.Context, as_json: bool) -> None:
+        """Count what is pending; exit with 1 if anything is. For monitors."""
+        with _exit_codes():
+            backlog = service.backlog()
+        if as_json:
+            _print_json(dataclasses.asdict(backlog))
+        else:
+            click.echo(f"pending {backlog.pending}, oldest {backlog.oldest or '-'}")
+        if backlog.pending:
+            click.echo("To repair: flask mythic-clients reconcile", err=True)
+        context.exit(_REFUSED if backlog.pending else 0)
+
+
+def _add_reading(group: AppGroup, service: DeletionService) -> None:
+    @group.command("list")
+    @_as_json
+    def list_command(as_json: bool) -> None:
+        """Print the clients and their status."""
+        with _exit_codes():
+            _print_rows(({"id": client.id, "status": client.active} for client in service.clients()), as_json)
+
+    @group.command("history")
+    @click.argument("client_id", metavar="ID")
+    @_as_json
+    def history_command(client_id: str, as_json: bool) -> None:
+        """Print the deletion records of a client, also of one that is gone."""
+        with _exit_codes():
+            _print_rows(map(dataclasses.asdict, service.history(client_id)), as_json)
+
+
+class _NoAnswerError(click.ClickException):
+    exit_code = 3
+
+
+def _actor() -> str:
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a container's user may have no name
+        return "cli"
+
+
+def _confirm(client_id: str) -> None:
+    typed = click.prompt(f"To remove {client_id} for good, type its id", err=True)
+    if typed != client_id:
+        raise click.ClickException(f"{client_id}: not removed, for another id was typed.")
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    try:
+        yield
+    except MythicClientsError as error:
+        raise _failure(str(error), error) from error
+
+
+def _for_each(client_ids: Iterable[str], act: Callable[[str], None]) -> None:
+    """Act on every id, also after one that failed; then fail with the worst exit code."""
+    worst: click.ClickException | None = None
+    for client_id in client_ids:
+        try:
+            act(client_id)
+        except (MythicClientsError, click.ClickException) as error:
+            failure = (
+                error if isinstance(error, click.ClickException) else _failure(f"{client_id}: {error}", error)
+            )
+            failure.show()
+            if worst is None or failure.exit_code > worst.exit_code:
+                worst = failure
+    if worst is not None:
+        raise click.exceptions.Exit(worst.exit_code)
+
+
+def _failure(message: str, error: MythicClientsError) -> click.ClickException:
+    if not isinstance(error, StoreError):
+        return click.ClickException(message)
+    cause = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
+    return _NoAnswerError(f"{message}{cause} `reconcile` finishes what was begun.")
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, default=str))
+
+
+def _print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
+    """Print rows as a JSON array, or as lines of tab-separated values under a line of names."""
+    if as_json:
+        _print_json(list(rows))
+        return
+    for number, row in enumerate(rows):
+        if number == 0:
+            click.echo("\t".join(row))
+        click.echo("\t".join(map(_text, row.values())))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return "-" if value is None else str(value)
+
+
+def _print_preview(preview: Preview, hard: bool, as_json: bool) -> None:
+    if as_json:
+        dependents = [dataclasses.asdict(dependent) for dependent in preview.dependents]
+        head = {"id": preview.client.id, "hard": hard, "row": preview.columns}
+        _print_json({**head, "dependents": dependents, "kv_keys": preview.kv_keys})
+        return
+    on_entry = "would be removed" if hard else "would be rewritten where its value is known"
+    click.echo(f"client {preview.client.id}: " + ("would be removed" if hard else "status would be false"))
+    for name, value in preview.columns.items():
+        click.echo(f"  {name}: {value}")
+    for dependent in preview.dependents:
+        click.echo(f"  referred to by {dependent.rows} rows of {dependent.column} ({dependent.on_delete})")
+    for key in preview.kv_keys:
+        click.echo(f"  entry {key}: {on_entry}")

@@ -1,0 +1,123 @@
+"""The settings: read once, whole, and frozen. The only reader of MYTHIC_CLIENTS_*."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from .entries import KeyTemplates
+from .errors import ConfigurationError
+from .model import HardDelete
+
+PREFIX = "MYTHIC_CLIENTS_"
+_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One app's settings; each field is `MYTHIC_CLIENTS_` and its name in capitals."""
+
+    admin_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    url_prefix: str = "/api/v1"
+    kv_keys: Sequence[str] = ("client:{id}",)
+    hard_delete: HardDelete = HardDelete.ALLOW
+    verify_after: timedelta = timedelta(seconds=60)
+    retry_after: int = 5
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Settings":
+        """Read an app's config; no I/O.
+
+        Raises ConfigurationError for a wrong value and for an unknown key of ours, naming the key.
+        """
+        given = {key: value for key, value in config.items() if key.startswith(PREFIX)}
+        fields = {}
+        for key, value in given.items():
+            name = key.removeprefix(PREFIX).lower()
+            if key not in _READERS:
+                raise ConfigurationError(f"{key} is no setting. The settings are {', '.join(_READERS)}.")
+            fields[name] = _READERS[key](key, value)
+        return cls(**fields)
+
+
+def check_name(name: str) -> str:
+    """Return the name of an admin key; raises ConfigurationError where it is not fit for the ledger."""
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{name!r} does not name an admin key: use 1 to 64 letters, digits, '_', '.' or '-'."
+        )
+    return name
+
+
+def _admin_keys(key: str, value: object) -> Mapping[str, str]:
+    pairs: list[tuple[Any, Any]]
+    if isinstance(value, str):
+        entries = [entry.strip() for entry in value.split(",") if entry.strip()]
+        pairs = [(name.strip(), digest.strip()) for name, _, digest in (e.partition("=") for e in entries)]
+    elif isinstance(value, Mapping):
+        pairs = list(value.items())
+    else:
+        raise _wrong(key, "a dict name -> 'sha256:…', or one string 'name=sha256:…,name2=sha256:…'", value)
+    keys: dict[str, str] = {}
+    for name, digest in pairs:
+        # Neither name nor value is shown: what stands there may be a plain key.
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"{key}: entry {len(keys) + 1} has no valid name: 1 to 64 letters, digits, '_', '.' or '-'."
+            )
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise ConfigurationError(
+                f"{key}: entry {len(keys) + 1} is not 'sha256:' and 64 hex digits. Plain keys are refused: "
+                "make a key and its digest with `flask mythic-clients create-key NAME`."
+            )
+        if name in keys:
+            raise ConfigurationError(f"{key}: the name {name!r} stands there twice; rename one.")
+        keys[name] = digest
+    return keys
+
+
+def _url_prefix(key: str, value: object) -> str:
+    if not isinstance(value, str) or (value and not re.fullmatch(r"(/[^/<>\s]+)+", value)):
+        raise _wrong(key, "a path such as '/api/v1', without a slash at its end, or ''", value)
+    return value
+
+
+def _kv_keys(key: str, value: object) -> Sequence[str]:
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(v, str) for v in value):
+        raise _wrong(key, "a list of templates such as ['client:{id}']", value)
+    KeyTemplates(value)
+    return tuple(value)
+
+
+def _hard_delete(key: str, value: object) -> HardDelete:
+    if value not in list(HardDelete):
+        raise _wrong(key, f"one of {', '.join(HardDelete)}", value)
+    return HardDelete(str(value))
+
+
+def _seconds(key: str, value: object) -> int:
+    # bool is an int in Python, but no number of seconds.
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 86400 * 365:
+        raise _wrong(key, "a whole number of seconds, 0 or more", value)
+    return value
+
+
+def _duration(key: str, value: object) -> timedelta:
+    return timedelta(seconds=_seconds(key, value))
+
+
+def _wrong(key: str, wanted: str, value: object) -> ConfigurationError:
+    shown = type(value).__name__ if key.endswith("ADMIN_KEYS") else repr(value)
+    return ConfigurationError(f"{key} must be {wanted}, not {shown}.")
+
+
+_READERS: Mapping[str, Callable[[str, object], Any]] = {
+    f"{PREFIX}ADMIN_KEYS": _admin_keys,
+    f"{PREFIX}URL_PREFIX": _url_prefix,
+    f"{PREFIX}KV_KEYS": _kv_keys,
+    f"{PREFIX}HARD_DELETE": _hard_delete,
+    f"{PREFIX}VERIFY_AFTER": _duration,
+    f"{PREFIX}RETRY_AFTER": _seconds,
+}

@@ -1,0 +1,91 @@
+"""Which entries of the key-value store a client owns."""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from .errors import ConfigurationError
+from .model import Client
+
+Value: TypeAlias = str | bytes
+Entries: TypeAlias = Mapping[str, Value | None]
+"""Key → value; None where only the host knows the value."""
+
+
+class EntryRule(Protocol):
+    """Names the entries of a client."""
+
+    def __call__(self, client: Client, /) -> Entries:
+        """Return every entry the client owns, and the value where it is known."""
+        ...
+
+
+@runtime_checkable
+class EntryValues(Protocol):
+    """A row that knows values of its own entries."""
+
+    def entry_values(self) -> Mapping[str, Value]:
+        """Return key → value for the entries whose value follows from the row."""
+        ...
+
+
+class EntryFunction:
+    """A host's `entries(row) -> {key: value or None}` as a rule."""
+
+    def __init__(self, entries: Callable[[Any], Entries]) -> None:
+        self._entries = entries
+
+    def __call__(self, client: Client, /) -> Entries:
+        return self._entries(client.row)
+
+
+class KeyTemplates:
+    """Key templates such as `client:{id}`, filled from the row's columns.
+
+    `{id}` is the client's id, whatever its column is called. A column that is None yields no key.
+    Raises ConfigurationError for a template that no single client could own.
+    """
+
+    def __init__(self, templates: Sequence[str]) -> None:
+        self.parts = tuple(_parse(template) for template in templates)
+        columns = (column for parts in self.parts for _, column in parts)
+        self.columns = sorted({column for column in columns if column is not None} - {"id"})
+
+    def __call__(self, client: Client, /) -> Entries:
+        values = client.row.entry_values() if isinstance(client.row, EntryValues) else {}
+        keys = (_fill(parts, client) for parts in self.parts)
+        return {key: values.get(key) for key in keys if key is not None}
+
+
+_Parts: TypeAlias = tuple[tuple[str, str | None], ...]
+
+
+def _parse(template: str) -> _Parts:
+    """Split a template into (literal text, column or None) pairs."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigurationError(f"MYTHIC_CLIENTS_KV_KEYS: {template!r}: {error}.") from error
+    for _, column, spec, conversion in parsed:
+        if column is not None and (not column.isidentifier() or spec or conversion):
+            raise ConfigurationError(
+                f"MYTHIC_CLIENTS_KV_KEYS: {template!r}: write {{column}}, a column's name and nothing else."
+            )
+    if all(column is None for _, column, _, _ in parsed):
+        raise ConfigurationError(
+            f"MYTHIC_CLIENTS_KV_KEYS: {template!r} names no column, so all clients would share that key; "
+            "write for example 'client:{id}'."
+        )
+    return tuple((literal, column) for literal, column, _, _ in parsed)
+
+
+def _fill(parts: _Parts, client: Client) -> str | None:
+    key = ""
+    for literal, column in parts:
+        key += literal
+        if column is not None:
+            value = client.id if column == "id" else getattr(client.row, column)
+            if value is None:
+                return None
+            key += str(value)
+    return key

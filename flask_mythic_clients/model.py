@@ -1,0 +1,126 @@
+"""The nouns that pass between the layers; all frozen."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from .errors import InvalidClientIdError
+
+_CLIENT_ID = re.compile(r"[a-zA-Z0-9_-]{1,255}")
+
+
+def check_client_id(client_id: str) -> None:
+    """Refuse an id that the wire contract does not allow; raises InvalidClientIdError."""
+    # fullmatch: `match` with `$` lets a trailing newline through.
+    if not _CLIENT_ID.fullmatch(client_id):
+        raise InvalidClientIdError(client_id)
+
+
+class Action(StrEnum):
+    """What a deletion record tells was done."""
+
+    SOFT = "soft"
+    HARD = "hard"
+    RESTORE = "restore"
+
+
+class HardDelete(StrEnum):
+    """The hard-delete guard."""
+
+    ALLOW = "allow"
+    AFTER_SOFT_DELETE = "after-soft-delete"
+    DENY = "deny"
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client as its row was read; `row` is the host's own object."""
+
+    id: str
+    active: bool
+    row: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The wish that step 1 records."""
+
+    client_id: str
+    action: Action
+    actor: str
+    requested_at: datetime
+    only_if_inactive: bool = False
+
+    def applies_to(self, client: Client) -> bool:
+        """Whether the client is one that this change would change."""
+        match self.action:
+            case Action.SOFT:
+                return client.active
+            case Action.RESTORE:
+                return not client.active
+            case Action.HARD:
+                return not (self.only_if_inactive and client.active)
+
+
+@dataclass(frozen=True, slots=True)
+class DeletionRecord:
+    """A line of the ledger; pending while `settled_at` is None. Times are aware, in UTC."""
+
+    id: int
+    client_id: str
+    action: Action
+    actor: str
+    kv_keys: tuple[str, ...]
+    requested_at: datetime
+    settled_at: datetime | None = None
+    verified_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Records held by an open transaction, and their clients as they are now (id → client).
+
+    A client that is gone is missing from `clients`.
+    """
+
+    records: tuple[DeletionRecord, ...]
+    clients: Mapping[str, Client]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many records are pending, and since when the oldest."""
+
+    pending: int
+    oldest: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dependent:
+    """Rows of another table that refer to the client, and what their foreign key does on removal."""
+
+    column: str
+    rows: int
+    on_delete: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a hard delete would meet: the row, its dependents and the keys that would go."""
+
+    client: Client
+    columns: Mapping[str, Any]
+    dependents: tuple[Dependent, ...]
+    kv_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """How many records a reconcile settled and verified, and how many clients it had to leave."""
+
+    settled: int
+    verified: int
+    failed: int

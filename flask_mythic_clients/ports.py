@@ -1,0 +1,97 @@
+"""What a backend fulfils. Protocols: implement them, inherit from nothing.
+
+`flask_mythic_clients.testing` holds the contracts in executable form.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Protocol
+
+from .entries import EntryRule, Value
+from .model import Backlog, Change, Client, DeletionRecord, Holding, Preview
+
+
+class KeyValueStore(Protocol):
+    """The entries of the clients."""
+
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        """Remove and overwrite entries in one round trip; return those of `remove` that were there.
+
+        An absent key is success: nothing to remove, and nothing to overwrite, for overwriting never
+        makes an entry. An overwritten entry keeps its time to live.
+        Raises KeyValueStoreError when the store did not confirm: the work may or may not be done.
+        """
+        ...
+
+
+class DeletionSteps(Protocol):
+    """The steps of a deletion (README, "How it works"). Every method raises RepositoryError."""
+
+    def record(self, change: Change, entries: EntryRule) -> bool:
+        """Change the client's row and insert its deletion record, both or neither.
+
+        Return False, having done nothing, where the row is absent or already so, or is active and
+        the change says `only_if_inactive`. Raises ClientInUseError where other rows forbid it.
+        """
+        ...
+
+    def settle(self, client_ids: Collection[str], *, at: datetime) -> AbstractContextManager[Holding]:
+        """Hold every pending record of the clients; leaving the block stamps them as settled.
+
+        Waits for whoever holds one of them. The clients are read after that, as they are then.
+        An exception in the block leaves the records pending.
+        """
+        ...
+
+    def verify(
+        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime
+    ) -> AbstractContextManager[Holding]:
+        """Hold the clients' settled, unverified records; leaving the block stamps them as verified.
+
+        Until then no newer change of these clients can be settled: it waits, at its step 1 or its step 2.
+        Otherwise a verifier that read a row and then paused would put the old value back.
+        """
+        ...
+
+
+class DeletionLedger(Protocol):
+    """The deletion records, to read. Every method raises RepositoryError."""
+
+    def unfinished(
+        self, *, settled_before: datetime | None, after: DeletionRecord | None
+    ) -> Sequence[DeletionRecord]:
+        """Return a page of pending records, oldest first; the empty page is the last.
+
+        Given a time, return records settled up to then and not verified instead. `after` is the last
+        record of the page before.
+        """
+        ...
+
+    def history(self, client_id: str) -> Sequence[DeletionRecord]:
+        """Return every record of the client, oldest first; also of a client that is gone."""
+        ...
+
+    def backlog(self) -> Backlog:
+        """Count the pending records."""
+        ...
+
+
+class ClientDirectory(Protocol):
+    """The clients, to read. Every method raises RepositoryError."""
+
+    def clients(self) -> Iterable[Client]:
+        """Return all clients in the order of their ids."""
+        ...
+
+    def preview(self, client_id: str, entries: EntryRule) -> Preview | None:
+        """Look at what a hard delete would meet, and change nothing; None where there is no client."""
+        ...
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Refuse names that are no columns of a client; no I/O. Raises ConfigurationError."""
+        ...
+
+
+class ClientRepository(DeletionSteps, DeletionLedger, ClientDirectory, Protocol):
+    """The clients' rows and the ledger, in one database: one guarantee, so one plug-in."""

@@ -1,0 +1,216 @@
+"""The order of steps: record in the database, settle in the key-value store, verify later."""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+from .entries import Entries, EntryRule, Value
+from .errors import ClientNotFoundError, HardDeleteForbiddenError, MythicClientsError
+from .model import (
+    Action,
+    Backlog,
+    Change,
+    Client,
+    DeletionRecord,
+    HardDelete,
+    Holding,
+    Preview,
+    Reconciliation,
+    check_client_id,
+)
+from .ports import ClientRepository, KeyValueStore
+
+logger = logging.getLogger(__package__)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class DeletionService:
+    """Deletes and restores clients in both stores, never half.
+
+    Every deleting method raises StoreError when a store did not confirm. What was recorded by then
+    stays pending; the same call again, or `reconcile`, finishes it.
+    """
+
+    def __init__(
+        self,
+        repository: ClientRepository,
+        kv: KeyValueStore,
+        entries: EntryRule,
+        *,
+        guard: HardDelete = HardDelete.ALLOW,
+        verify_after: timedelta = timedelta(seconds=60),
+        on_settled: Callable[[DeletionRecord], None] = lambda record: None,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self._repository = repository
+        self._kv = kv
+        self._entries = entries
+        self._guard = guard
+        self._guarded = guard is not HardDelete.ALLOW
+        self._verify_after = verify_after
+        self._on_settled = on_settled
+        self._clock = clock
+
+    def soft_delete(self, client_id: str, *, actor: str) -> None:
+        """Set the client's status to false; a client that already is deleted is success.
+
+        Raises InvalidClientIdError, ClientNotFoundError, StoreError.
+        """
+        self._carry_out(Action.SOFT, client_id, actor)
+
+    def hard_delete(self, client_id: str, *, actor: str) -> None:
+        """Remove the client's row and entries for good; on return both stores have confirmed.
+
+        Raises InvalidClientIdError, ClientNotFoundError, HardDeleteRefusedError, StoreError.
+        """
+        self._carry_out(Action.HARD, client_id, actor)
+
+    def restore(self, client_id: str, *, actor: str) -> None:
+        """Take a soft delete back; an active client is success.
+
+        Raises InvalidClientIdError, ClientNotFoundError, StoreError.
+        """
+        self._carry_out(Action.RESTORE, client_id, actor)
+
+    def reconcile(self) -> Reconciliation:
+        """Settle all that is pending, verify all that is due; safe anywhere, at any time.
+
+        A client whose entries the host cannot name is logged, left for the next time and counted as
+        failed. Raises StoreError when a store is away: what is left stays pending.
+        """
+        settled, left = self._sweep(self._settle, None)
+        verified, unverified = self._sweep(self._verify, self._clock() - self._verify_after)
+        return Reconciliation(settled, verified, len(left | unverified))
+
+    def pending(self) -> Iterator[DeletionRecord]:
+        """Iterate over the records the key-value store has not confirmed yet, oldest first."""
+        for page in self._pages(None):
+            yield from page
+
+    def backlog(self) -> Backlog:
+        """Count the pending records; for monitors."""
+        return self._repository.backlog()
+
+    def history(self, client_id: str) -> Sequence[DeletionRecord]:
+        """Return all that was done to a client, oldest first; raises InvalidClientIdError."""
+        check_client_id(client_id)
+        return self._repository.history(client_id)
+
+    def clients(self) -> Iterable[Client]:
+        """Return all clients in the order of their ids."""
+        return self._repository.clients()
+
+    def preview(self, client_id: str, *, hard: bool) -> Preview:
+        """Tell what a deletion would meet, and change nothing.
+
+        Raises InvalidClientIdError, ClientNotFoundError, HardDeleteForbiddenError, StoreError.
+        """
+        check_client_id(client_id)
+        preview = self._repository.preview(client_id, self._entries)
+        if preview is None:
+            raise ClientNotFoundError(client_id)
+        if hard and (self._guard is HardDelete.DENY or (self._guarded and preview.client.active)):
+            raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES[self._guard])
+        return preview
+
+    def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
+        check_client_id(client_id)
+        hard = action is Action.HARD
+        change = Change(
+            client_id,
+            action,
+            actor,
+            self._clock(),
+            only_if_inactive=hard and self._guarded,
+        )
+        denied = hard and self._guard is HardDelete.DENY
+        changed = not denied and self._repository.record(change, self._entries)
+        holding = self._settle([client_id])
+        if changed:
+            return
+        # Nothing was recorded: the row is absent or already so, or the guard held it back. What an
+        # earlier request left pending is finished by now.
+        present = client_id in holding.clients
+        if hard and present and self._guarded:
+            raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES[self._guard])
+        if hard:
+            present = False  # it was absent a moment ago: a row there now is a newer client
+        if not present and (not holding.records or action is Action.RESTORE):
+            raise ClientNotFoundError(client_id)
+
+    def _settle(self, client_ids: Collection[str]) -> Holding:
+        with self._repository.settle(client_ids, at=self._clock()) as holding:
+            self._bring_in_line(holding)
+        for record in holding.records:
+            self._on_settled(record)
+        return holding
+
+    def _verify(self, client_ids: Collection[str]) -> Holding:
+        now = self._clock()
+        with self._repository.verify(client_ids, at=now, settled_before=now - self._verify_after) as holding:
+            found = self._bring_in_line(holding)
+        for record in holding.records:
+            if again := found.intersection(record.kv_keys):
+                logger.warning(
+                    "Client %s: %d entries had come back after record %d was settled, and are removed again. "
+                    "Something writes entries from rows it read long before.",
+                    record.client_id,
+                    len(again),
+                    record.id,
+                )
+        return holding
+
+    def _bring_in_line(self, holding: Holding) -> set[str]:
+        """Make the key-value store agree with the rows as they are now; return the keys removed."""
+        if not holding.records:
+            return set()
+        owned: dict[str, Entries] = {id: self._entries(client) for id, client in holding.clients.items()}
+        remove: set[str] = set()
+        overwrite: dict[str, Value] = {}
+        for record in holding.records:
+            entries = owned.get(record.client_id, {})
+            for key in record.kv_keys:
+                if key not in entries:
+                    remove.add(key)
+                elif (value := entries[key]) is not None:
+                    overwrite[key] = value
+        return self._kv.apply(remove=remove, overwrite=overwrite)
+
+    def _pages(self, settled_before: datetime | None) -> Iterator[Sequence[DeletionRecord]]:
+        after = None
+        while page := self._repository.unfinished(settled_before=settled_before, after=after):
+            yield page
+            after = page[-1]
+
+    def _sweep(
+        self, step: Callable[[Collection[str]], Holding], settled_before: datetime | None
+    ) -> tuple[int, set[str]]:
+        """Take the step for all clients with unfinished records; return records done, clients left."""
+        done, left = 0, set[str]()
+        for page in self._pages(settled_before):
+            client_ids = sorted({record.client_id for record in page})
+            try:
+                done += len(step(client_ids).records)
+            except MythicClientsError:
+                raise
+            except Exception:  # the host's entries rule failed: find out for whom, finish the others
+                for client_id in client_ids:
+                    try:
+                        done += len(step([client_id]).records)
+                    except MythicClientsError:
+                        raise
+                    except Exception:
+                        logger.exception("Client %s could not be reconciled.", client_id)
+                        left.add(client_id)
+        return done, left
+
+
+_GUARD_MESSAGES = {
+    HardDelete.AFTER_SOFT_DELETE: (
+        "This service removes only clients that are soft-deleted: delete without hard=true first."
+    ),
+    HardDelete.DENY: "This service does not allow hard deletes.",
+}

@@ -1,0 +1,35 @@
+"""Signals, sent with the app as sender and `record`, the deletion record, when that is settled.
+
+At most once a settlement, and not at all if the process ends just then: for what must not be missed,
+read `history`. A receiver that fails is logged and fails nobody else.
+"""
+
+import logging
+
+from blinker import Namespace
+from flask import Flask
+
+from .model import Action, DeletionRecord
+
+logger = logging.getLogger(__package__)
+
+_signals = Namespace()
+client_soft_deleted = _signals.signal("mythic-client-soft-deleted")
+client_hard_deleted = _signals.signal("mythic-client-hard-deleted")
+client_restored = _signals.signal("mythic-client-restored")
+
+_OF_ACTION = {
+    Action.SOFT: client_soft_deleted,
+    Action.HARD: client_hard_deleted,
+    Action.RESTORE: client_restored,
+}
+
+
+def announce(app: Flask, record: DeletionRecord) -> None:
+    """Send the signal of a settled record."""
+    # Not `Signal.send`: that lets a receiver's exception through, and turns a finished delete into a 500.
+    for receiver in _OF_ACTION[record.action].receivers_for(app):
+        try:
+            receiver(app, record=record)
+        except Exception:
+            logger.exception("A receiver of %s failed.", _OF_ACTION[record.action].name)

@@ -1,0 +1,99 @@
+"""The stores the tests run on: every database and every key-value store, real and throwaway."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import sqlalchemy as sa
+
+from flask_mythic_clients.backends.memory import MemoryStore
+from flask_mythic_clients.backends.redis import RedisStore
+
+from .hosts import KeyValue
+from .servers import START, Server, ServerUnavailableError
+
+pytest_plugins = ["pytester"]
+
+FindServer = Callable[[str], Server]
+
+
+@pytest.fixture(scope="session")
+def find_server() -> Iterator[FindServer]:
+    """Start a server when a test first asks for it; skip, or under REQUIRE_SERVICES fail, where there is none."""
+    started: dict[str, Server | ServerUnavailableError] = {}
+
+    def find(name: str) -> Server:
+        if name not in started:
+            try:
+                started[name] = START[name]()
+            except ServerUnavailableError as error:
+                started[name] = error
+        found = started[name]
+        if isinstance(found, Server):
+            return found
+        if os.environ.get("REQUIRE_SERVICES"):
+            pytest.fail(f"REQUIRE_SERVICES is set, and: {found}")
+        pytest.skip(f"{found}")
+
+    yield find
+    for server in started.values():
+        if isinstance(server, Server):
+            server.stop()
+
+
+@pytest.fixture
+def empty_database(find_server: FindServer, tmp_path: Path) -> Callable[[str], str]:
+    """Return the URL of an empty database of a kind: sqlite, postgresql or mariadb."""
+
+    def empty(kind: str) -> str:
+        if kind == "sqlite":
+            return f"sqlite:///{tmp_path / 'test.db'}"
+        url = find_server(kind).url
+        engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            for statement in _EMPTY[kind]:
+                connection.execute(sa.text(statement))
+        return url
+
+    return empty
+
+
+_EMPTY = {
+    "postgresql": ["DROP SCHEMA public CASCADE", "CREATE SCHEMA public"],
+    "mariadb": ["DROP DATABASE test", "CREATE DATABASE test CHARACTER SET utf8mb4"],
+}
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def database_url(request: pytest.FixtureRequest, empty_database: Callable[[str], str]) -> str:
+    """An empty database of each kind."""
+    return empty_database(request.param)
+
+
+@pytest.fixture
+def empty_kv(find_server: FindServer) -> Iterator[Callable[[str], KeyValue]]:
+    """Return an empty key-value store of a kind: memory, redis or valkey."""
+    opened: list[Any] = []
+
+    def empty(kind: str) -> KeyValue:
+        if kind == "memory":
+            store = MemoryStore()
+            return KeyValue(store, store, None)
+        url = find_server(kind).url
+        raw = redis.Redis.from_url(url, decode_responses=True)
+        opened.append(raw)
+        raw.flushdb()
+        return KeyValue(RedisStore.from_url(url), raw, url)
+
+    yield empty
+    for raw in opened:
+        raw.close()
+
+
+@pytest.fixture(params=["memory", "redis", "valkey"])
+def kv(request: pytest.FixtureRequest, empty_kv: Callable[[str], KeyValue]) -> KeyValue:
+    """An empty key-value store of each kind."""
+    return empty_kv(request.param)

