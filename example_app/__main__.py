@@ -1,0 +1,68 @@
+"""Run the example server; its stores are embedded where the environment names none."""
+
+import argparse
+import os
+import signal
+import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+
+from flask import Flask
+from werkzeug.serving import make_server
+
+from flask_mythic_clients.auth import create_key, digest
+from flask_mythic_clients.backends.memory import MemoryStore
+
+from . import KEYS_FILE, create_app, stores
+
+
+def main() -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m example_app", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    instance = Path(Flask(__package__).instance_path)
+    instance.mkdir(parents=True, exist_ok=True)
+    with _key_value_store(instance) as memory, suppress(KeyboardInterrupt):
+        key = _key_of_first_start(instance)
+        server = make_server(arguments.host, arguments.port, create_app(memory), threaded=True)
+        _greet(f"http://{arguments.host}:{server.port}", key)
+        server.serve_forever()
+
+
+def _key_value_store(instance: Path) -> AbstractContextManager[MemoryStore | None]:
+    if "REDIS_URL" in os.environ:
+        return nullcontext()
+    if stores.has_valkey():
+        return stores.embedded_valkey(instance)
+    print("No wheel of Valkey for this machine: the entries are in memory, for this process alone.")
+    return nullcontext(MemoryStore())
+
+
+def _key_of_first_start(instance: Path) -> str | None:
+    """Make an admin key if there is none yet; its digest is kept, the key is not."""
+    file = instance / KEYS_FILE
+    if "MYTHIC_CLIENTS_ADMIN_KEYS" in os.environ or file.exists():
+        return None
+    key = create_key()
+    file.write_text(f"admin={digest(key)}\n")
+    print(f"\nThe admin key, shown this once:\n\n  {key}\n")
+    return key
+
+
+def _greet(url: str, key: str | None) -> None:
+    if not key:
+        print("\nThe admin key was shown at the first start; put it in ADMIN_KEY.\n")
+    print("Soft-delete a demo client (with ?hard=true: for good), and look at it:\n")
+    print(
+        f"  curl -X DELETE '{url}/api/v1/clients/demo-1' "
+        f'-H "Authorization: Bearer {key or "$ADMIN_KEY"}" -H "Content-Type: application/json"'
+    )
+    print(f"  curl -i '{url}/api/v1/clients/demo-1'\n")
+    print(f"Serving on {url}; Ctrl-C ends it.", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The example's table, and what is done at its first start."""
+
+import random
+import time
+
+import redis
+import sqlalchemy as sa
+from flask import current_app
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Mapped, mapped_column
+
+from flask_mythic_clients.backends.memory import MemoryStore
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin
+
+db = SQLAlchemy()
+
+_TRIES = 20
+
+
+class Client(ClientMixin, db.Model):  # type: ignore[name-defined, misc] # made at run time
+    """A tenant of the example; owns the entries `client:{id}` and `publishable_key:{publishable_key}`."""
+
+    __tablename__ = "clients"
+
+    publishable_key: Mapped[str] = mapped_column(sa.String(255), unique=True)
+
+    def entry_values(self) -> dict[str, str]:
+        """Return the client's document, and its id by its publishable key."""
+        return super().entry_values() | {f"publishable_key:{self.publishable_key}": self.id}
+
+
+def prepare_tables(cache: "redis.Redis | MemoryStore") -> None:
+    """Create the tables where they are missing, and with them the demo clients.
+
+    Many workers may start at once: one is the quickest, the others find its work on their next try.
+    """
+    first = False
+    for attempt in range(_TRIES):
+        try:
+            first = first or not sa.inspect(db.engine).has_table(Client.__tablename__)
+            db.create_all()
+            if first:
+                _add_demo_clients(cache)
+            return
+        except sa.exc.DBAPIError:
+            db.session.rollback()
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(random.uniform(0.05, 0.2))
+
+
+def _add_demo_clients(cache: "redis.Redis | MemoryStore") -> None:
+    if db.session.scalar(sa.select(sa.func.count()).select_from(Client)):
+        return
+    clients = [
+        Client(id=f"demo-{number}", name=f"Demo client {number}", publishable_key=f"pk_demo_{number}")
+        for number in (1, 2, 3)
+    ]
+    db.session.add_all(clients)
+    db.session.commit()
+    try:
+        for client in clients:
+            for key, value in client.entry_values().items():
+                cache.set(key, value)
+    except redis.RedisError:
+        current_app.logger.warning("The demo clients have no entries yet: the key-value store is away.")

@@ -1,0 +1,152 @@
+"""Every code block of the README does what it says."""
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from flask_mythic_clients.auth import create_key, digest
+from flask_mythic_clients.config import PREFIX, Settings
+
+from ..hosts import KeyValue
+from .conftest import ROOT, Example
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = [
+    (language, re.sub(r"^   ", "", text, flags=re.MULTILINE) if indent else text)
+    for indent, language, text in re.findall(r"^( *)```(\w+)\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
+]
+
+
+def blocks(language: str, containing: str = "") -> list[str]:
+    return [text for name, text in BLOCKS if name == language and containing in text]
+
+
+CALLERS = {
+    # tool, language, what tells the block, file name, command
+    "curl": ("curl", "sh", "curl", "call.sh", ["sh"]),
+    "requests": ("python", "python", "import requests", "call.py", ["python"]),
+    "fetch": ("node", "javascript", "fetch", "call.mjs", ["node"]),
+    "go": ("go", "go", "net/http", "call.go", ["go", "run"]),
+    "ruby": ("ruby", "ruby", "Net::HTTP", "call.rb", ["ruby"]),
+}
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_a_documented_caller_deletes_for_good(caller: str, server: Example) -> None:
+    tool, language, mark, name, command = CALLERS[caller]
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed, so the {caller} example cannot run.")
+    [text] = blocks(language, mark)
+    (server.folder / name).write_text(text.replace("http://127.0.0.1:8000", server.url))
+    server.environment["GOCACHE"] = str(server.folder / "go-cache")
+    called = server.run(*command, name)
+    assert called.returncode == 0, called
+    # Each language prints the object in its own way.
+    assert re.sub(r"[\s'\"]", "", called.stdout).lower() == "{success:true,deleted:true,hard:true}"
+    assert server.get("demo-1").status_code == 404
+
+
+def test_the_python_blocks_run_in_their_order(
+    tmp_path: Path,
+    empty_kv: Callable[[str], KeyValue],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kv, key = empty_kv("redis"), create_key()
+    monkeypatch.setenv("MYTHIC_CLIENTS_ADMIN_KEYS", f"ops={digest(key)}")
+    mount, *others = [text for text in blocks("python") if "import requests" not in text]
+    # Each block that makes its own `clients` makes its own table too; so each starts from the first.
+    for text in ["", *others]:
+        names: dict[str, Any] = {"__name__": "app", "my_secret_manager": lambda: {key}}
+        source = f"{mount}\n{text}".replace("redis://localhost:6379/0", kv.url or "")
+        if "KeyValueStoreContract" not in text:
+            source = source.replace("sqlite:///accounts.db", f"sqlite:///{tmp_path / 'accounts.db'}")
+        if "entries=entries" in text:
+            source = re.sub(r".*MYTHIC_CLIENTS_KV_KEYS.*\n", "", source)
+        exec(compile(source, "README.md", "exec"), names)
+        _delete_an_account(names, key, kv)
+        if "close_account" in text:
+            with names["app"].app_context():
+                names["close_account"]("nobody", "ops")
+            assert "There is no account nobody." in capsys.readouterr().out
+        if "tell_billing" in text:
+            assert "acme was removed by ops" in caplog.text
+        if "verify_key" in text:
+            assert [names["verify_key"](token) for token in (key, "wrong")] == ["ops", None]
+
+
+def _delete_an_account(names: dict[str, Any], key: str, kv: KeyValue) -> None:
+    app, db = names["create_app"](), names["db"]
+    app.logger.setLevel("INFO")
+    names["app"] = app
+    with app.app_context():
+        db.drop_all()
+        db.create_all()
+        db.session.add(names["Account"](number="acme", name="Acme"))
+        db.session.commit()
+        kv.raw.set("account:acme", "cached")
+        answer = app.test_client().delete(
+            "/api/v1/clients/acme?hard=true", headers={"Authorization": f"Bearer {key}"}
+        )
+        assert answer.status_code == 200, answer.data
+        assert kv.raw.get("account:acme") is None
+        db.session.remove()
+        db.engine.dispose()
+
+
+def test_the_config_table_is_that_of_the_settings() -> None:
+    rows = re.findall(rf"^\| `({PREFIX}\w+)` \| `(.*?)` \|", README, re.MULTILINE)
+    defaults = Settings()
+    shown = {
+        "admin_keys": lambda value: str(dict(value)),
+        "kv_keys": lambda value: str(list(value)).replace("'", '"'),
+        "verify_after": lambda value: str(round(value.total_seconds())),
+    }
+    expected = [
+        (f"{PREFIX}{field.name.upper()}", shown.get(field.name, str)(getattr(defaults, field.name)))
+        for field in dataclasses.fields(Settings)
+    ]
+    assert rows == expected
+
+
+def test_every_command_of_the_readme_exists_and_no_other(server: Example) -> None:
+    documented = re.findall(r"flask --app app mythic-clients (\S+)", "\n".join(blocks("sh")))
+    listed = re.findall(
+        r"^  ([a-z-]+)  ", server.flask("--help").stdout.partition("Commands:")[2], re.MULTILINE
+    )
+    assert sorted(set(documented)) == sorted(listed)
+
+
+def test_the_commands_of_the_readme_run(server: Example) -> None:
+    """In their order, each with the README's words; what asks is answered."""
+    [text] = blocks("sh", "mythic-clients history")
+    server.delete("demo-1")
+    for line in text.splitlines():
+        arguments = line.split("#")[0].split("mythic-clients ")[1].strip()
+        words = arguments.replace("ID...", "demo-1").replace("ID", "demo-2").replace("NAME", "ops").split()
+        ran = server.flask(*words)
+        # Nobody is there to type the id, so the hard delete is refused.
+        assert ran.returncode == (1 if words == ["delete", "--hard", "demo-1"] else 0), ran
+    assert server.get("demo-1").json()["status"] is True
+
+
+def test_the_table_of_answers_is_the_servers(server: Example) -> None:
+    rows = dict(re.findall(r"^\| .* \| (\d{3}) \| `(\{.*\})` \|$", README, re.MULTILINE))
+    bodies = re.findall(r"^\| .* \| \d{3} \| `(\{.*\})` \|$", README, re.MULTILINE)
+    soft, hard = server.delete("demo-1"), server.delete("demo-1", hard=True)
+    assert [soft.text, hard.text] == bodies[:2]
+    assert server.delete("demo-1").text == rows["404"]
+    assert requests.delete(f"{server.url}/api/v1/clients/demo-1", timeout=10).text == rows["401"]
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    targets = re.findall(r"^([a-z0-9.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"run", "test", "clean"} <= set(targets)
+    assert set(re.findall(r"^`?make ([a-z-]+)", README, re.MULTILINE)) <= set(targets)

@@ -1,0 +1,56 @@
+"""What a wheel and a source distribution hold."""
+
+import configparser
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the sdist, built from a copy."""
+    folder = tmp_path_factory.mktemp("build")
+    tracked = [path for path in ROOT.iterdir() if path.name[0] != "." and path.suffix != ".egg-info"]
+    for path in tracked:
+        copy = shutil.copytree if path.is_dir() else shutil.copy2
+        if path.name not in ("build", "dist", "instance"):
+            copy(path, folder / path.name)
+    build = "from setuptools import build_meta as b; b.build_sdist('out'); b.build_wheel('out')"
+    (folder / "out").mkdir()
+    subprocess.run([sys.executable, "-c", build], cwd=folder, check=True, capture_output=True)
+    return folder / "out"
+
+
+def test_the_wheel_holds_the_package_alone(built: Path) -> None:
+    [wheel] = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"flask_mythic_clients"}
+    assert "flask_mythic_clients/py.typed" in names
+    assert "flask_mythic_clients/testing/key_value_store.py" in names
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "flask_mythic_clients").rglob("*.py")}
+    assert sources <= set(names)
+
+
+def test_the_sdist_holds_the_tests_and_the_example(built: Path) -> None:
+    [sdist] = built.glob("*.tar.gz")
+    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    for name in ("tests/conftest.py", "tests/unit/test_package.py", "example_app/__main__.py"):
+        assert name in names
+    assert {"LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "setup.cfg"} <= names
+    assert not any(name.endswith(".pyc") for name in names)
+
+
+def test_requirements_have_lower_bounds_only() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    requirements = config["options"]["install_requires"].split("\n")
+    for extra in ("postgresql", "mariadb", "example", "dev"):
+        requirements += config["options.extras_require"][extra].split("\n")
+    assert not [line for line in requirements if "<" in line or "==" in line.partition(";")[0] or "~" in line]
