@@ -36,6 +36,7 @@ class EntryFunction:
         self._entries = entries
 
     def __call__(self, client: Client, /) -> Entries:
+        """Fulfil `EntryRule`."""
         return self._entries(client.row)
 
 
@@ -52,6 +53,7 @@ class KeyTemplates:
         self.columns = sorted({column for column in columns if column is not None} - {"id"})
 
     def __call__(self, client: Client, /) -> Entries:
+        """Fulfil `EntryRule`; a row that has `entry_values` knows the values."""
         values = client.row.entry_values() if isinstance(client.row, EntryValues) else {}
         keys = (_fill(parts, client) for parts in self.parts)
         return {key: values.get(key) for key in keys if key is not None}

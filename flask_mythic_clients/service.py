@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
 from .entries import Entries, EntryRule, Value
 from .errors import ClientNotFoundError, HardDeleteForbiddenError, MythicClientsError
@@ -21,6 +22,8 @@ from .model import (
 from .ports import ClientRepository, KeyValueStore
 
 logger = logging.getLogger(__package__)
+
+_Step: TypeAlias = Callable[[Collection[str]], Holding]
 
 
 def _now() -> datetime:
@@ -42,7 +45,7 @@ class DeletionService:
         *,
         guard: HardDelete = HardDelete.ALLOW,
         verify_after: timedelta = timedelta(seconds=60),
-        on_settled: Callable[[DeletionRecord], None] = lambda record: None,
+        on_settled: Callable[[DeletionRecord], None] = lambda _: None,
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._repository = repository
@@ -185,27 +188,24 @@ class DeletionService:
             yield page
             after = page[-1]
 
-    def _sweep(
-        self, step: Callable[[Collection[str]], Holding], settled_before: datetime | None
-    ) -> tuple[int, set[str]]:
+    def _sweep(self, step: _Step, settled_before: datetime | None) -> tuple[int, set[str]]:
         """Take the step for all clients with unfinished records; return records done, clients left."""
         done, left = 0, set[str]()
         for page in self._pages(settled_before):
-            client_ids = sorted({record.client_id for record in page})
-            try:
-                done += len(step(client_ids).records)
-            except MythicClientsError:
-                raise
-            except Exception:  # the host's entries rule failed: find out for whom, finish the others
-                for client_id in client_ids:
-                    try:
-                        done += len(step([client_id]).records)
-                    except MythicClientsError:
-                        raise
-                    except Exception:
-                        logger.exception("Client %s could not be reconciled.", client_id)
-                        left.add(client_id)
+            done += self._take(step, sorted({record.client_id for record in page}), left)
         return done, left
+
+    def _take(self, step: _Step, client_ids: Sequence[str], left: set[str]) -> int:
+        try:
+            return len(step(client_ids).records)
+        except MythicClientsError:
+            raise
+        except Exception:  # the host's rule for entries failed: find out for whom, finish the others
+            if len(client_ids) > 1:
+                return sum(self._take(step, [client_id], left) for client_id in client_ids)
+            logger.exception("Client %s could not be reconciled.", client_ids[0])
+            left.update(client_ids)
+            return 0
 
 
 _GUARD_MESSAGES = {

@@ -12,18 +12,15 @@ from .errors import (
     ClientNotFoundError,
     HardDeleteRefusedError,
     InvalidClientIdError,
-    MythicClientsError,
     StoreError,
 )
 from .service import DeletionService
 
+_HARD_FLAG = "The query parameter 'hard' must be 'true' or 'false', and given once at the most."
+
 _View = TypeVar("_View", bound=Callable[..., Response])
 
 logger = logging.getLogger(__package__)
-
-
-class InvalidFlagError(MythicClientsError):
-    """The query parameter 'hard' must be 'true' or 'false', and given once at the most."""
 
 
 def create_blueprint(
@@ -38,18 +35,19 @@ def create_blueprint(
     @authenticated
     def delete_client(client_id: str) -> Response:
         hard = _hard_flag()
+        if hard is None:
+            return _error(400, "Bad Request", _HARD_FLAG)
         delete = service.hard_delete if hard else service.soft_delete
         delete(client_id, actor=auth.current_user())
         return _answer(200, {"success": True, "deleted": True, "hard": hard})
 
     # A blueprint's handlers come before the host's, and see the errors of this route alone.
     @blueprint.errorhandler(InvalidClientIdError)
-    @blueprint.errorhandler(InvalidFlagError)
-    def bad_request(error: MythicClientsError) -> Response:
+    def bad_request(error: InvalidClientIdError) -> Response:
         return _error(400, "Bad Request", str(error))
 
     @blueprint.errorhandler(ClientNotFoundError)
-    def not_found(error: ClientNotFoundError) -> Response:
+    def not_found(_error: ClientNotFoundError) -> Response:
         return _error(404, "Not Found", "The requested resource was not found")
 
     @blueprint.errorhandler(HardDeleteRefusedError)
@@ -67,7 +65,8 @@ def create_blueprint(
     return blueprint
 
 
-def _hard_flag() -> bool:
+def _hard_flag() -> bool | None:
+    """Return the flag of the request; None where it is not one the contract knows."""
     # Not `args.get(…, type=bool)`: that reads "false" as true, and a second value not at all.
     match request.args.getlist("hard"):
         case [] | ["false"]:
@@ -75,7 +74,7 @@ def _hard_flag() -> bool:
         case ["true"]:
             return True
         case _:
-            raise InvalidFlagError
+            return None
 
 
 def _unauthorized() -> Response:

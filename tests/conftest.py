@@ -22,7 +22,10 @@ FindServer = Callable[[str], Server]
 
 @pytest.fixture(scope="session")
 def find_server() -> Iterator[FindServer]:
-    """Start a server when a test first asks for it; skip, or under REQUIRE_SERVICES fail, where there is none."""
+    """Start a server when a test first asks for it.
+
+    Where there is none, skip with the reason; under REQUIRE_SERVICES fail.
+    """
     started: dict[str, Server | ServerUnavailableError] = {}
 
     def find(name: str) -> Server:

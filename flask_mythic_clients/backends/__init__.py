@@ -1,0 +1,1 @@
+"""Implementations of the ports; each is imported by the host that wants it."""

@@ -47,6 +47,8 @@ class RedisStore:
             pipeline.set(key, value, xx=True, keepttl=True)
         try:
             replies = pipeline.execute()
+        except redis.DataError:
+            raise  # a value that cannot be sent: the host's mistake, not an outage
         except redis.RedisError as error:
             raise KeyValueStoreError from error
         return {key for key, found in zip(keys, replies, strict=False) if found}

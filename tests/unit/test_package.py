@@ -40,7 +40,8 @@ def test_the_wheel_holds_the_package_alone(built: Path) -> None:
 
 def test_the_sdist_holds_the_tests_and_the_example(built: Path) -> None:
     [sdist] = built.glob("*.tar.gz")
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     for name in ("tests/conftest.py", "tests/unit/test_package.py", "example_app/__main__.py"):
         assert name in names
     assert {"LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "setup.cfg"} <= names

@@ -1,6 +1,6 @@
 """The ledger table `client_deletions`, and what is read from it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 

@@ -6,8 +6,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session
 
-from ...entries import EntryRule, KeyTemplates
-from ...model import Action, Client, Dependent, Preview
+from ...entries import EntryRule
+from ...model import Client, Dependent, Preview
 from .recorder import Recorder
 from .rows import ClientRows
 

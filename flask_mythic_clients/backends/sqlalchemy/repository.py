@@ -111,7 +111,7 @@ class SQLAlchemyRepository:
         engine = self._db.engines[self.model.metadata.info.get("bind_key")]
         if engine.dialect.name not in _DIALECTS:
             raise ConfigurationError(
-                f"The order of steps is not proven on {engine.dialect.name}: use one of {', '.join(_DIALECTS)}."
+                f"The order of steps is not proven on {engine.dialect.name}; use {', '.join(_DIALECTS)}."
             )
         return engine
 
