@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from flask import Response
 from flask_httpauth import HTTPTokenAuth
+from werkzeug.datastructures import Authorization
 
 VerifyKey: TypeAlias = Callable[[str], str | None]
 
@@ -47,10 +48,22 @@ class AdminKeys:
         return actor
 
 
-def bearer_auth(verify_key: VerifyKey, refuse: Callable[[], Response]) -> HTTPTokenAuth:
+class _BearerAuth(HTTPTokenAuth):  # type: ignore[misc] # it has no types
+    def __init__(self) -> None:
+        super().__init__(scheme="Bearer")
+
+    def get_auth(self) -> Authorization | None:
+        try:
+            auth: Authorization | None = super().get_auth()
+        except ValueError:  # Werkzeug does not read non-ASCII after `Basic`
+            return None
+        return auth
+
+
+def bearer_auth(verify_key: VerifyKey, refuse: Callable[[bool], Response]) -> HTTPTokenAuth:
     """Return the guard of a view: it lets a request pass whose bearer token `verify_key` knows.
 
-    `current_user()` is then the name. All else gets `refuse()`; so does an empty name.
+    `current_user()` is then the name. All else gets `refuse(token_sent)`; so does an empty name.
     """
 
     def verify(token: str) -> str | None:
@@ -58,9 +71,10 @@ def bearer_auth(verify_key: VerifyKey, refuse: Callable[[], Response]) -> HTTPTo
         return actor if isinstance(actor, str) and actor else None
 
     def unauthorized(_status: int) -> Response:
-        return refuse()
+        sent = auth.get_auth()
+        return refuse(sent is not None and bool(sent.token or sent.parameters))
 
-    auth = HTTPTokenAuth(scheme="Bearer")
+    auth = _BearerAuth()
     auth.verify_token(verify)
     auth.error_handler(unauthorized)
     return auth

@@ -47,7 +47,7 @@ def create_blueprint(
         return _error(400, "Bad Request", str(error))
 
     @blueprint.errorhandler(ClientNotFoundError)
-    def not_found(_error: ClientNotFoundError) -> Response:
+    def not_found(_: ClientNotFoundError) -> Response:
         return _error(404, "Not Found", "The requested resource was not found")
 
     @blueprint.errorhandler(HardDeleteRefusedError)
@@ -77,11 +77,10 @@ def _hard_flag() -> bool | None:
             return None
 
 
-def _unauthorized() -> Response:
+def _unauthorized(token_sent: bool) -> Response:
     answer = _error(401, "Unauthorized", "Authentication required. Please provide a valid API token")
     challenge = 'Bearer realm="clients"'
-    sent = request.authorization
-    if sent is not None and sent.type == "bearer" and (sent.token or sent.parameters):
+    if token_sent:
         challenge += ', error="invalid_token"'  # RFC 6750, 3.1: only where a token was sent
     answer.headers["WWW-Authenticate"] = challenge
     return answer

@@ -1,13 +1,16 @@
 """Host apps for the tests: the package mounted as a user would mount it."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 from flask_sqlalchemy import SQLAlchemy
 
-from flask_mythic_clients import MythicClients
+from flask_mythic_clients import KeyValueStoreError, MythicClients
 from flask_mythic_clients.auth import create_key, digest
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.ports import KeyValueStore
@@ -94,3 +97,49 @@ def make_host(
     with app.app_context():
         db.create_all()
     return Host(app, db, repository.model, clients)
+
+
+def contents(host: Host, raw: Any, *keys: str) -> Any:
+    """Read every row of every table, and the entries of the keys: equal only if nothing has changed."""
+    tables: dict[str, Any] = {}
+    with host.flask.app_context():
+        for bind, metadata in host.db.metadatas.items():
+            with host.db.engines[bind].connect() as connection:
+                for table in metadata.sorted_tables:
+                    tables[table.name] = sorted(map(repr, connection.execute(host.db.select(table))))
+    return tables, {key: (raw.get(key), raw.ttl(key) > 0) for key in keys}
+
+
+@contextmanager
+def mounting(*stores: Any) -> Iterator[Callable[..., Host]]:
+    """Give a `make_host` on the stores; its hosts enforce foreign keys, and are closed at the end."""
+    with ExitStack() as stack:
+
+        def mount(*further_stores: Any, **options: Any) -> Host:
+            host = stack.enter_context(closing(make_host(*stores, *further_stores, **options)))
+            with host.flask.app_context():
+                for engine in host.db.engines.values():
+                    _enforce_foreign_keys(engine)
+            return host
+
+        yield mount
+
+
+def _enforce_foreign_keys(engine: sa.Engine) -> None:
+    if engine.dialect.name == "sqlite":  # which leaves it to each connection
+        sa.event.listen(engine, "connect", lambda dbapi, _: dbapi.execute("PRAGMA foreign_keys=ON").close())
+        engine.dispose()
+
+
+class Gate:
+    """A key-value store that does not answer while it is closed."""
+
+    def __init__(self, store: KeyValueStore) -> None:
+        self._store = store
+        self.closed = False
+
+    def apply(self, **work: Any) -> set[str]:
+        """Fulfil `ports.KeyValueStore.apply`."""
+        if self.closed:
+            raise KeyValueStoreError
+        return self._store.apply(**work)

@@ -117,16 +117,25 @@ class SQLAlchemyRepository:
 
     @contextmanager
     def _session(self, *, autocommit: bool = False) -> Iterator[Session]:
-        """Open a session at READ COMMITTED, whatever the host's default is; SQLite has but one level."""
+        """Open a session at READ COMMITTED, whatever the host's default is; SQLite has but SERIALIZABLE."""
         engine = self._engine
         if engine.dialect.name == "postgresql":
-            level: Literal["AUTOCOMMIT", "READ COMMITTED"] = "AUTOCOMMIT" if autocommit else "READ COMMITTED"
+            level = "AUTOCOMMIT" if autocommit else "READ COMMITTED"
             engine = engine.execution_options(isolation_level=level)
+        elif engine.dialect.name == "sqlite":
+            engine = engine.execution_options(isolation_level="SERIALIZABLE")
         with Session(engine, autoflush=False, expire_on_commit=False) as session:
-            if engine.dialect.name in ("mysql", "mariadb"):
-                # For the next transaction alone: one round trip, where SQLAlchemy's option takes four.
-                session.execute(sa.text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
-            yield session
+            try:
+                if engine.dialect.name in ("mysql", "mariadb"):
+                    # Two round trips, where SQLAlchemy's option takes four. The second is for hosts in
+                    # AUTOCOMMIT, who otherwise would have no transaction at all.
+                    session.execute(sa.text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
+                    session.execute(sa.text("START TRANSACTION"))
+                yield session
+            except BaseException:
+                # A COMMIT that failed on SQLite leaves the transaction open, and `close` leaves it so.
+                session.rollback()
+                raise
 
     @contextmanager
     def _hold(

@@ -31,6 +31,12 @@ class ClientRows:
         self._status = status
         self.id = self.column("id")
         self.status = self.mapper.columns[status]
+        if self.status.type.python_type is not bool:
+            raise ConfigurationError(
+                f"{model.__name__}.{status} is no Boolean column, and no other can tell an active client."
+            )
+        # Any whole number may be asked for, also one that the column cannot hold.
+        self._key_type = sa.BigInteger() if isinstance(self.id.type, sa.Integer) else self.id.type
 
     def column(self, name: str) -> sa.Column[Any]:
         """Return the column that a key template means; `id` is the client's id, whatever its name."""
@@ -71,7 +77,7 @@ class ClientRows:
                 return (key if type_.as_uuid else client_id) if str(key) == client_id else None
             if isinstance(type_, sa.Integer):
                 key = int(client_id)
-                return key if str(key) == client_id and key < 2**63 else None
+                return key if str(key) == client_id and -(2**63) <= key < 2**63 else None
         except (ValueError, TypeError):
             return None
         return client_id
@@ -79,7 +85,7 @@ class ClientRows:
     def applies(self, change: Change, dialect: sa.Dialect) -> sa.ColumnElement[bool]:
         """Return `Change.applies_to` in SQL, for the row of the change's client."""
         key = self.key_of(change.client_id, dialect)
-        conditions: list[sa.ColumnElement[bool]] = [self.id == key]
+        conditions: list[sa.ColumnElement[bool]] = [self.id == sa.literal(key, self._key_type)]
         if dialect.name in ("mysql", "mariadb") and isinstance(key, str):
             # Their usual collations ignore case, and find "Acme" where "acme" is asked for.
             conditions.append(sa.cast(self.id, sa.LargeBinary) == sa.cast(sa.literal(key), sa.LargeBinary))
@@ -102,7 +108,8 @@ class ClientRows:
         """Return id → client for those that exist."""
         dialect = session.get_bind().dialect
         keys = [key for id in client_ids if (key := self.key_of(id, dialect)) is not None]
-        query: sa.Select[Any] = sa.select(self.model).where(self.id.in_(keys)).options(lazyload("*"))
+        asked = sa.bindparam("ids", keys, self._key_type, expanding=True)
+        query: sa.Select[Any] = sa.select(self.model).where(self.id.in_(asked)).options(lazyload("*"))
         if lock is not None:
             query = query.with_for_update(read=lock == "share", of=self.model)
         clients = (self.client(row) for row in session.scalars(query))
@@ -117,7 +124,10 @@ class ClientRows:
 
     def client(self, row: Any) -> Client:
         """Return a loaded row as a client."""
-        return Client(str(getattr(row, self._id)), bool(getattr(row, self._status)), row)
+        id = str(getattr(row, self._id))
+        # PostgreSQL pads CHAR with blanks, which no id has.
+        id = id.rstrip() if isinstance(self.id.type, sa.CHAR) else id
+        return Client(id, bool(getattr(row, self._status)), row)
 
     def set_active(self, row: Any, active: bool) -> None:
         """Set the status of a loaded row."""

@@ -1,0 +1,165 @@
+"""Models of the host's own: the names of their columns, their ids, their database."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Mapped, mapped_column
+
+from flask_mythic_clients import ConfigurationError
+from flask_mythic_clients.backends.memory import MemoryStore
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
+
+from ..hosts import Host, mounting
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def mount(database_url: str, store: MemoryStore) -> Iterator[Callable[..., Host]]:
+    """Make hosts on every database."""
+    with mounting(database_url, store) as mount:
+        yield mount
+
+
+class TestNames:
+    def test_attributes_may_be_called_otherwise_and_their_columns_otherwise_again(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        db = SQLAlchemy()
+
+        class Account(db.Model):
+            __tablename__ = "crm accounts"
+            surrogate: Mapped[int] = mapped_column(primary_key=True)
+            account_no: Mapped[str] = mapped_column("Account No", sa.String(40), unique=True)
+            enabled: Mapped[bool] = mapped_column("is on", default=True)
+            publishable: Mapped[str | None] = mapped_column("public-key", sa.String(40))
+
+        host = mount(
+            db=db,
+            model=Account,
+            columns={"id": "account_no", "status": "enabled"},
+            config={"MYTHIC_CLIENTS_KV_KEYS": ["c:{id}", "p:{publishable}", "{surrogate}/{account_no}"]},
+        )
+        host.add(surrogate=9, account_no="acme", publishable="pk")
+        host.add(surrogate=10, account_no="bare")
+        for key in ("c:acme", "p:pk", "9/acme", "c:bare", "p:None", "10/bare"):
+            store.set(key, "value")
+        assert host.delete("9").status_code == 404  # the primary key is not the client's id
+        assert host.delete("acme").status_code == 200
+        assert [row.enabled for row in host.rows() if row.surrogate == 9] == [False]
+        assert host.delete("acme?hard=true").status_code == 200
+        assert host.delete("bare?hard=true").status_code == 200
+        assert host.rows() == []
+        assert [store.get(key) for key in ("c:acme", "p:pk", "9/acme", "c:bare", "10/bare")] == [None] * 5
+        assert store.get("p:None") == "value"
+
+    def test_a_status_of_null_counts_as_false(self, mount: Callable[..., Host]) -> None:
+        db = SQLAlchemy()
+
+        class Client(db.Model):
+            id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+            status: Mapped[bool | None]
+
+        host = mount(db=db, model=Client, config={"MYTHIC_CLIENTS_HARD_DELETE": "after-soft-delete"})
+        for id in ("acme", "gone"):
+            host.add(id=id)
+        assert host.delete("acme").status_code == 200
+        assert [row.status for row in host.rows()] == [None, None]
+        assert host.records("acme") == []
+        assert host.delete("gone?hard=true").status_code == 200
+        with host.flask.app_context():
+            host.clients.service.restore("acme", actor="tests")
+        assert [row.status for row in host.rows()] == [True]
+
+    def test_a_status_that_is_no_boolean_is_refused_at_start(self) -> None:
+        db = SQLAlchemy()
+
+        class Client(db.Model):
+            id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+            status: Mapped[str] = mapped_column(sa.String(40), default="active")
+
+        # SQLite would take "active" for false, and a delete that did nothing would be a 200.
+        with pytest.raises(ConfigurationError, match="status"):
+            SQLAlchemyRepository(db, Client)
+
+
+class TestIds:
+    @pytest.mark.parametrize("type_", [sa.Integer, sa.BigInteger, sa.SmallInteger])
+    def test_an_integer_has_one_spelling(
+        self, mount: Callable[..., Host], store: MemoryStore, type_: Any
+    ) -> None:
+        db = SQLAlchemy()
+
+        class Client(db.Model):
+            id: Mapped[int] = mapped_column(type_, primary_key=True, autoincrement=False)
+            status: Mapped[bool] = mapped_column(default=True)
+
+        host = mount(db=db, model=Client)
+        for id in (7, -8, 0, 1000):
+            host.add(id=id)
+            store.set(f"client:{id}", "value")
+        wrong = ["007", "abc", "7_", "1_000", "-0", "00", "0x7", "7e0", "-", "_", "70", "--7"]
+        # Beyond what the column can hold, or the driver can send, there is no client either.
+        wrong += [str(sign * number) for number in (2**15, 2**31, 2**63, 10**30, 10**200) for sign in (1, -1)]
+        for id in wrong:
+            for path in (id, f"{id}?hard=true"):
+                assert (host.delete(path).status_code, path) == (404, path)
+        assert [row.status for row in host.rows()] == [True] * 4
+        for id in ("7", "-8", "0", "1000"):
+            assert host.delete(id).status_code == 200
+            assert host.delete(f"{id}?hard=true").status_code == 200
+            assert store.get(f"client:{id}") is None
+
+    @pytest.mark.parametrize("as_uuid", [True, False])
+    def test_a_uuid_has_one_spelling(
+        self, mount: Callable[..., Host], store: MemoryStore, as_uuid: bool
+    ) -> None:
+        db = SQLAlchemy()
+
+        class Client(db.Model):
+            id: Mapped[Any] = mapped_column(sa.Uuid(as_uuid=as_uuid), primary_key=True)
+            status: Mapped[bool] = mapped_column(default=True)
+
+        id = uuid.UUID("12345678-90ab-4def-8234-567890abcdef")
+        host = mount(db=db, model=Client)
+        host.add(id=id if as_uuid else str(id))
+        store.set(f"client:{id}", "value")
+        for wrong in (str(id).upper(), id.hex, f"urn-uuid-{id}", str(uuid.uuid4()), "7", "x" * 36):
+            for path in (wrong, f"{wrong}?hard=true"):
+                assert (host.delete(path).status_code, path) == (404, path)
+        assert host.delete(str(id)).status_code == 200
+        assert [row.status for row in host.rows()] == [False]
+        assert host.delete(f"{id}?hard=true").status_code == 200
+        assert store.get(f"client:{id}") is None
+        assert [record.client_id for record in host.records(str(id))] == [str(id)] * 2
+
+    def test_letter_case_tells_clients_apart(self, mount: Callable[..., Host], store: MemoryStore) -> None:
+        host = mount()
+        host.add(id="Acme")
+        store.set("client:acme", "value")
+        for path in ("acme", "ACME", "acme?hard=true"):
+            assert host.delete(path).status_code == 404
+        assert store.get("client:acme") == "value"
+        assert [row.status for row in host.rows()] == [True]
+
+
+class TestBinds:
+    def test_the_ledger_lies_in_the_models_database(self, mount: Callable[..., Host], tmp_path: Any) -> None:
+        db = SQLAlchemy()
+        model: Any = type("Client", (ClientMixin, db.Model), {"__bind_key__": "tenants"})
+        url = f"sqlite:///{tmp_path / 'tenants.db'}"
+        host = mount(db=db, model=model, config={"SQLALCHEMY_BINDS": {"tenants": url}})
+        host.add(id="acme")
+        assert host.delete("acme?hard=true").status_code == 200
+        assert host.rows() == []
+        with host.flask.app_context():
+            names = {bind: sa.inspect(engine).get_table_names() for bind, engine in db.engines.items()}
+        assert names == {None: [], "tenants": ["client", "client_deletions"]}
+        assert [record.action for record in host.records("acme")] == ["hard"]

@@ -1,0 +1,183 @@
+"""What the host attached to its model and to its engine: listeners, versions, inheritance, isolation."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Mapped, mapped_column
+
+from flask_mythic_clients.backends.memory import MemoryStore
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin
+
+from ..hosts import Gate, Host, contents, mounting
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def mount(database_url: str, store: MemoryStore) -> Iterator[Callable[..., Host]]:
+    """Make hosts on every database."""
+    with mounting(database_url, store) as mount:
+        yield mount
+
+
+def client_model(db: SQLAlchemy, **attributes: Any) -> Any:
+    """Make a model of the columns we offer and further attributes."""
+    return type("Client", (ClientMixin, db.Model), {"__tablename__": "clients", **attributes})
+
+
+class TestTheHostsCode:
+    def test_listeners_of_a_delete_are_called(self, mount: Callable[..., Host]) -> None:
+        db, called = SQLAlchemy(), []
+        model = client_model(db)
+        for event in ("before_delete", "after_delete"):
+
+            @sa.event.listens_for(model, event)
+            def note(_mapper: Any, connection: Any, row: Any, event: str = event) -> None:
+                called.append((event, row.id, connection.scalar(sa.select(sa.func.count(model.id)))))
+
+        host = mount(db=db, model=model)
+        host.add(id="acme")
+        assert host.delete("acme").status_code == 200
+        assert called == []
+        assert host.delete("acme?hard=true").status_code == 200
+        assert called == [("before_delete", "acme", 1), ("after_delete", "acme", 0)]
+
+    def test_listeners_of_an_update_are_called_by_a_soft_delete(self, mount: Callable[..., Host]) -> None:
+        db, called = SQLAlchemy(), []
+        model = client_model(db)
+        sa.event.listen(model, "before_update", lambda _m, _c, row: called.append(row.status))
+        host = mount(db=db, model=model)
+        host.add(id="acme")
+        for _ in range(2):
+            assert host.delete("acme").status_code == 200
+        assert called == [False]
+        assert host.delete("acme?hard=true").status_code == 200
+        assert called == [False]
+
+    def test_a_listener_that_fails_leaves_both_stores_as_they_were(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        db = SQLAlchemy()
+        model = client_model(db)
+
+        @sa.event.listens_for(model, "after_delete")
+        def protect(*_: Any) -> None:
+            raise PermissionError("protected")
+
+        host = mount(db=db, model=model)
+        host.add(id="acme")
+        store.set("client:acme", "value")
+        before = contents(host, store, "client:acme")
+        assert host.delete("acme?hard=true").status_code == 500
+        assert contents(host, store, "client:acme") == before
+
+    def test_a_column_with_onupdate_is_updated_by_a_soft_delete(self, mount: Callable[..., Host]) -> None:
+        db = SQLAlchemy()
+
+        class Client(ClientMixin, db.Model):
+            __tablename__ = "clients"
+            changes: Mapped[int] = mapped_column(default=0, onupdate=lambda: 1)
+            stamped: Mapped[int] = mapped_column(default=0, onupdate=sa.literal_column("1 + 1"))
+
+        host = mount(db=db, model=Client)
+        host.add(id="acme")
+        assert host.delete("acme").status_code == 200
+        assert [(row.changes, row.stamped) for row in host.rows()] == [(1, 2)]
+
+    def test_a_version_is_counted_up_and_a_stale_row_of_the_hosts_is_refused(
+        self, mount: Callable[..., Host]
+    ) -> None:
+        db = SQLAlchemy()
+
+        class Client(ClientMixin, db.Model):
+            __tablename__ = "clients"
+            version: Mapped[int] = mapped_column()
+            __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - SQLAlchemy's own form
+
+        host = mount(db=db, model=Client)
+        host.add(id="acme")
+        with host.flask.app_context():
+            stale = db.session.get(Client, "acme")
+            assert stale is not None
+            stale.name = "stale"
+            assert host.delete("acme").status_code == 200
+            with pytest.raises(sa.orm.exc.StaleDataError):
+                db.session.commit()
+            db.session.rollback()
+        assert [(row.version, row.status) for row in host.rows()] == [(2, False)]
+        assert host.delete("acme?hard=true").status_code == 200
+        assert host.rows() == []
+
+    @pytest.mark.parametrize("mounted", ["base", "derived"])
+    def test_a_client_of_two_joined_tables_is_deleted_wholly(
+        self, mount: Callable[..., Host], store: MemoryStore, mounted: str
+    ) -> None:
+        db = SQLAlchemy()
+
+        class Party(ClientMixin, db.Model):
+            __tablename__ = "parties"
+            kind: Mapped[str] = mapped_column(sa.String(20))
+            __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "party"}  # noqa: RUF012
+
+        class Company(Party):
+            __tablename__ = "companies"
+            id: Mapped[str] = mapped_column(sa.ForeignKey("parties.id"), primary_key=True)
+            vat: Mapped[str] = mapped_column(sa.String(20))
+            __mapper_args__ = {"polymorphic_identity": "company"}  # noqa: RUF012
+
+        host = mount(db=db, model={"base": Party, "derived": Company}[mounted])
+        with host.flask.app_context():
+            rows = [Company(id="acme", vat="1"), Company(id="other", vat="2"), Party(id="person")]
+            db.session.add_all(rows)
+            db.session.commit()
+        store.set("client:acme", "value")
+        assert host.delete("person").status_code == (200 if mounted == "base" else 404)
+        assert host.delete("acme").status_code == 200
+        assert '"status": false' in str(store.get("client:acme"))
+        assert host.delete("acme?hard=true").status_code == 200
+        tables, _ = contents(host, store)
+        assert (len(tables["parties"]), len(tables["companies"])) == (2, 1)
+        assert store.get("client:acme") is None
+
+
+class TestTheHostsEngine:
+    @pytest.mark.parametrize("path", ["acme", "acme?hard=true"])
+    def test_equal_deletes_at_serializable_have_one_effect(
+        self, mount: Callable[..., Host], store: MemoryStore, path: str
+    ) -> None:
+        host = mount(config={"SQLALCHEMY_ENGINE_OPTIONS": {"isolation_level": "SERIALIZABLE"}})
+        host.add(id="acme")
+        store.set("client:acme", "value")
+        with ThreadPoolExecutor(8) as pool:
+            answers = Counter(answer.status_code for answer in pool.map(host.delete, [path] * 8))
+        assert answers[200] + answers[404] == 8
+        assert answers[200] >= (1 if "hard" in path else 8)
+        assert [record.settled_at is None for record in host.records("acme")] == [False]
+        assert (store.get("client:acme") is None) is ("hard" in path)
+
+    @pytest.mark.parametrize("level", ["SERIALIZABLE", "AUTOCOMMIT"])
+    @pytest.mark.parametrize("path", ["acme", "acme?hard=true"])
+    def test_at_any_isolation_level_what_was_not_confirmed_stays_pending(
+        self, database_url: str, store: MemoryStore, level: str, path: str
+    ) -> None:
+        gate = Gate(store)
+        options = {"SQLALCHEMY_ENGINE_OPTIONS": {"isolation_level": level}}
+        with mounting(database_url, gate) as mount:
+            host = mount(config=options)
+            host.add(id="acme")
+            store.set("client:acme", "value")
+            gate.closed = True
+            assert host.delete(path).status_code == 503
+            assert [record.settled_at for record in host.records("acme")] == [None]
+            gate.closed = False
+            with host.flask.app_context():
+                assert host.clients.service.reconcile().settled == 1
+            assert store.get("client:acme") != "value"
