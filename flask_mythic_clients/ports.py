@@ -39,7 +39,8 @@ class DeletionSteps(Protocol):
     def settle(self, client_ids: Collection[str], *, at: datetime) -> AbstractContextManager[Holding]:
         """Hold every pending record of the clients; leaving the block stamps them as settled.
 
-        Waits for whoever holds one of them. The clients are read after that, as they are then.
+        Waits for whoever holds one of them. The clients are read after that, as they are then; all of
+        them, also where nothing is pending.
         An exception in the block leaves the records pending.
         """
         ...

@@ -104,7 +104,7 @@ class MemoryRepository:
         """Fulfil `ports.DeletionSteps.settle`."""
         with self._hold(client_ids):
             yield from self._stamping(
-                [replace(r, settled_at=at) for r in self._of(client_ids) if r.settled_at is None]
+                client_ids, [replace(r, settled_at=at) for r in self._of(client_ids) if r.settled_at is None]
             )
 
     @contextmanager
@@ -114,7 +114,8 @@ class MemoryRepository:
         """Fulfil `ports.DeletionSteps.verify`."""
         with self._hold(client_ids):
             yield from self._stamping(
-                [replace(r, verified_at=at) for r in self._of(client_ids) if _is_due(r, settled_before)]
+                client_ids,
+                [replace(r, verified_at=at) for r in self._of(client_ids) if _is_due(r, settled_before)],
             )
 
     def unfinished(
@@ -165,9 +166,9 @@ class MemoryRepository:
                 self._held.difference_update(client_ids)
                 self._changed.notify_all()
 
-    def _stamping(self, stamped: Sequence[DeletionRecord]) -> Iterator[Holding]:
+    def _stamping(self, client_ids: Collection[str], stamped: Sequence[DeletionRecord]) -> Iterator[Holding]:
         with self._changed:
-            clients = self._clients({record.client_id for record in stamped})
+            clients = self._clients(client_ids)
         yield Holding(tuple(stamped), clients)
         with self._changed:
             self._records.update((record.id, record) for record in stamped)

@@ -7,7 +7,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..entries import Value
-from ..errors import KeyValueStoreError
+from ..errors import ConfigurationError, KeyValueStoreError
 
 
 class RedisStore:
@@ -22,16 +22,23 @@ class RedisStore:
 
         A connection the server has closed is replaced once at once. A time-out is not tried again:
         the record stays pending, and the caller has its answer.
+        Raises ConfigurationError for a URL that cannot be read.
         """
-        return cls(
-            redis.Redis.from_url(
+        try:
+            client = redis.Redis.from_url(
                 url,
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
                 # Every default of redis-py is another: ten tries here, none there.
                 retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
-        )
+        except ValueError:
+            # Its text may hold a part of the password, so it is no cause to show.
+            raise ConfigurationError(
+                "The Redis URL cannot be read: write redis://:PASSWORD@HOST:6379/0, and '#', '/', '@' and '%' "
+                "in the password as %23, %2F, %40 and %25."
+            ) from None
+        return cls(client)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"  # a URL may hold a password

@@ -1,0 +1,27 @@
+"""The contracts of the ports, in executable form: a backend that passes them keeps the promises.
+
+A backend joins by overriding fixtures; every test of the contract then runs on it::
+
+    from flask_mythic_clients.testing import KeyValueStoreContract
+
+    class TestMyStore(KeyValueStoreContract):
+        @pytest.fixture
+        def raw(self):  # looks behind the store: get, set(…, ex=seconds), ttl, as in redis-py
+            return my_server()
+
+        @pytest.fixture
+        def store(self, raw):
+            return MyStore(raw)
+
+A repository joins `ClientRepositoryContract` with the fixtures `repository` and `add_client`.
+"""
+
+import pytest
+
+# Before the contracts are imported, or their assertions would fail without showing the values.
+pytest.register_assert_rewrite(f"{__name__}.key_value_store", f"{__name__}.repository")
+
+from .key_value_store import KeyValueStoreContract, RawStore  # noqa: E402 - see above
+from .repository import AddClient, ClientRepositoryContract  # noqa: E402 - see above
+
+__all__ = ["AddClient", "ClientRepositoryContract", "KeyValueStoreContract", "RawStore"]

@@ -153,8 +153,9 @@ class SQLAlchemyRepository:
 
         with _translated():
             stack, session, holding = _retrying(acquire)
-            with stack:
-                yield holding
+        with stack:
+            yield holding  # what the caller raises is the caller's
+            with _translated():
                 session.commit()
 
     def _read(self, query: Callable[[Session], _T]) -> _T:

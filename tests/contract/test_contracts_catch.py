@@ -1,0 +1,322 @@
+"""The contracts catch wrong backends: each is ours with one mistake, and fails the tests meant for it."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+import pytest
+
+from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
+from flask_mythic_clients.entries import EntryRule, Value
+from flask_mythic_clients.model import Change, DeletionRecord, Holding
+from flask_mythic_clients.testing import ClientRepositoryContract, KeyValueStoreContract
+
+_T = TypeVar("_T", bound=type)
+
+EXPECTED: dict[type, Sequence[str]] = {}
+
+
+def fails(*tests: str) -> Callable[[_T], _T]:
+    """Plant a wrong backend, and name the tests that each have to catch it."""
+
+    def plant(backend: _T) -> _T:
+        EXPECTED[backend] = tests
+        return backend
+
+    return plant
+
+
+# Key-value stores
+
+
+@fails("test_a_named_entry_is_removed_and_returned", "test_an_entry_is_overwritten")
+class ClaimsSuccessAndDoesNothing(MemoryStore):
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        return {key for key in remove if self.get(key) is not None}
+
+
+@fails("test_a_key_is_no_prefix")
+class RemovesByPrefix(MemoryStore):
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        every = [key for key in self._entries if key.startswith(tuple(remove))]
+        return super().apply(remove=every, overwrite=overwrite).intersection(remove)
+
+
+@fails("test_an_overwritten_entry_keeps_its_time_to_live")
+class ForgetsTheTimeToLive(MemoryStore):
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        for key, value in overwrite.items():
+            if self.get(key) is not None:
+                self.set(key, value)
+        return super().apply(remove=remove, overwrite={})
+
+
+@fails("test_overwriting_never_makes_an_entry", "test_an_expired_entry_is_not_made_again")
+class MakesEntries(MemoryStore):
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        for key, value in overwrite.items():
+            if self.get(key) is None:
+                self.set(key, value)
+        return super().apply(remove=remove, overwrite=overwrite)
+
+
+@fails("test_exactly_the_removed_keys_that_were_there_are_returned")
+class ReturnsEveryKey(MemoryStore):
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        super().apply(remove=remove, overwrite=overwrite)
+        return set(remove)
+
+
+# Repositories
+
+
+@fails("test_a_recorded_soft_delete_deactivates_the_client_and_is_pending")
+class ChangesTheRowWithoutARecord(MemoryRepository):
+    def record(self, change: Change, entries: EntryRule) -> bool:
+        recorded = super().record(change, entries)
+        self._records.clear()
+        return recorded
+
+
+@fails("test_only_if_inactive_holds_a_hard_delete_back_from_an_active_client")
+class IgnoresOnlyIfInactive(MemoryRepository):
+    def record(self, change: Change, entries: EntryRule) -> bool:
+        return super().record(replace(change, only_if_inactive=False), entries)
+
+
+@fails("test_ids_are_compared_to_the_letter")
+class FindsClientsWhateverTheirCase(MemoryRepository):
+    def record(self, change: Change, entries: EntryRule) -> bool:
+        return super().record(replace(change, client_id=change.client_id.lower()), entries)
+
+
+@fails("test_the_records_of_a_similar_id_are_left_alone")
+class FindsRecordsWhateverTheirCase(MemoryRepository):
+    def _of(self, client_ids: Collection[str]) -> list[DeletionRecord]:
+        return super()._of([client_id.lower() for client_id in client_ids])
+
+
+@fails("test_the_rule_sees_the_client_as_it_was")
+class ResolvesTheKeysAfterTheChange(MemoryRepository):
+    def record(self, change: Change, entries: EntryRule) -> bool:
+        return super().record(change, lambda client: entries(replace(client, active=not client.active)))
+
+
+@fails("test_of_many_equal_changes_at_once_one_is_recorded")
+class AnswersFromAReadBeforeTheWrite(MemoryRepository):
+    def record(self, change: Change, entries: EntryRule) -> bool:
+        client = self._clients([change.client_id]).get(change.client_id)
+        applies = client is not None and change.applies_to(client)
+        time.sleep(0.01)
+        return super().record(change, entries) or applies
+
+
+@fails("test_settle_stamps_all_pending_records_of_the_client")
+class StampsOnlyTheNewest(MemoryRepository):
+    @contextmanager
+    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
+        with super().settle(client_ids, at=at) as holding:
+            yield holding
+        for record in holding.records[:-1]:
+            self._records[record.id] = replace(record, settled_at=None)
+
+
+@fails(
+    "test_an_exception_in_settles_block_leaves_all_pending_and_comes_out_unchanged",
+    "test_an_exception_in_verifys_block_leaves_all_unverified_and_comes_out_unchanged",
+    "test_a_settler_that_waited_for_one_that_failed_finds_its_records",
+)
+class NeverRollsBack(MemoryRepository):
+    @contextmanager
+    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
+        with super().settle(client_ids, at=at) as holding:
+            self._records.update((record.id, record) for record in holding.records)
+            yield holding
+
+    @contextmanager
+    def verify(self, client_ids: Collection[str], **times: datetime) -> Iterator[Holding]:
+        with super().verify(client_ids, **times) as holding:
+            self._records.update((record.id, record) for record in holding.records)
+            yield holding
+
+
+@fails("test_an_exception_in_settles_block_leaves_all_pending_and_comes_out_unchanged")
+class SwallowsTheException(MemoryRepository):
+    @contextmanager
+    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
+        with suppress(Exception), super().settle(client_ids, at=at) as holding:
+            yield holding
+
+
+@fails(
+    "test_a_second_settler_waits_for_the_first_and_then_finds_nothing",
+    "test_a_settler_of_several_clients_waits_for_the_holder_of_one",
+    "test_a_second_verifier_waits_for_the_first_and_then_finds_nothing",
+    "test_no_newer_change_is_settled_while_verifys_block_is_open",
+)
+class WaitsForNobody(MemoryRepository):
+    @contextmanager
+    def _hold(self, client_ids: Collection[str]) -> Iterator[None]:
+        yield
+
+
+@fails("test_no_newer_change_is_settled_while_verifys_block_is_open")
+class VerifiesWithoutHoldingTheClients(MemoryRepository):
+    """Records are held by their ids alone, so that a newer one is free."""
+
+    @contextmanager
+    def verify(self, client_ids: Collection[str], **times: datetime) -> Iterator[Holding]:
+        with super().verify(client_ids, **times) as holding:
+            self._held.difference_update(client_ids)
+            yield holding
+
+
+@fails("test_a_settler_that_waited_yields_the_client_as_it_is_after_the_wait")
+class ReadsTheClientsBeforeItWaits(MemoryRepository):
+    @contextmanager
+    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
+        clients = self._clients(client_ids)
+        with super().settle(client_ids, at=at) as holding:
+            yield replace(holding, clients=clients)
+
+
+@fails("test_settle_yields_the_clients_also_when_nothing_is_pending")
+class ReadsOnlyClientsWithRecords(MemoryRepository):
+    @contextmanager
+    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
+        with super().settle(client_ids, at=at) as holding:
+            yield holding if holding.records else Holding((), {})
+
+
+@fails("test_a_change_recorded_while_the_client_is_held_is_still_pending_afterwards")
+class StampsWhatItDidNotHold(MemoryRepository):
+    @contextmanager
+    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
+        with super().settle(client_ids, at=at) as holding:
+            yield holding
+        for record in self._of(client_ids):
+            self._records[record.id] = replace(record, settled_at=record.settled_at or at)
+
+
+@fails("test_verify_leaves_pending_records_alone")
+class VerifiesPendingRecords(MemoryRepository):
+    @contextmanager
+    def verify(self, client_ids: Collection[str], *, at: datetime, **times: datetime) -> Iterator[Holding]:
+        with super().verify(client_ids, at=at, **times) as holding:
+            yield holding
+        for record in self._of(client_ids):
+            self._records[record.id] = replace(record, verified_at=at)
+
+
+@fails("test_the_history_tells_what_was_recorded")
+class LosesMicroseconds(MemoryRepository):
+    def record(self, change: Change, entries: EntryRule) -> bool:
+        return super().record(
+            replace(change, requested_at=change.requested_at.replace(microsecond=0)), entries
+        )
+
+
+@fails("test_records_settled_at_the_same_time_are_on_pages_once")
+class PagesByTimeAlone(MemoryRepository):
+    def unfinished(
+        self, *, settled_before: datetime | None, after: DeletionRecord | None
+    ) -> Sequence[DeletionRecord]:
+        if after is not None and after.settled_at is not None:
+            after = replace(after, id=len(self._records))
+        return super().unfinished(settled_before=settled_before, after=after)
+
+
+@fails("test_pages_hold_all_pending_records_once_in_order")
+class PagesWithoutEnd(MemoryRepository):
+    def unfinished(
+        self, *, settled_before: datetime | None, after: DeletionRecord | None
+    ) -> Sequence[DeletionRecord]:
+        return super().unfinished(settled_before=settled_before, after=None)
+
+
+JOIN_STORE = """
+class Test{backend}(KeyValueStoreContract):
+    @pytest.fixture
+    def raw(self):
+        return {module}.{backend}()
+
+    @pytest.fixture
+    def store(self, raw):
+        return raw
+"""
+
+JOIN_REPOSITORY = """
+class Test{backend}(test_repositories.TestMemoryRepository):
+    @pytest.fixture
+    def repository(self):
+        return {module}.{backend}()
+"""
+
+PLANTED = [(backend, test) for backend, tests in EXPECTED.items() for test in tests]
+OURS = [
+    (ours, test)
+    for ours in (MemoryStore, MemoryRepository)
+    for test in dict.fromkeys(test for backend, test in PLANTED if issubclass(backend, ours))
+]
+
+
+class Reports(dict[tuple[str, str], list[pytest.TestReport]]):
+    """The plugin of the inner run: keeps its reports, by backend and test."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        _, joined, test = report.nodeid.partition("[")[0].split("::")
+        if report.when == "call" or report.failed:
+            self.setdefault((joined.removeprefix("Test"), test), []).append(report)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """Run every wrong backend on the tests meant for it, and ours on all of these."""
+    lines = ["import pytest", "from flask_mythic_clients.testing import KeyValueStoreContract"]
+    lines += ["from tests.contract import test_repositories"]
+    for backend in [*EXPECTED, MemoryStore, MemoryRepository]:
+        join = JOIN_STORE if issubclass(backend, MemoryStore) else JOIN_REPOSITORY
+        lines += [
+            f"import {backend.__module__}",
+            join.format(module=backend.__module__, backend=backend.__name__),
+        ]
+    path = tmp_path_factory.mktemp("planted") / "test_planted.py"
+    path.write_text("\n".join(lines))
+    reports = Reports()
+    wanted = [f"{path}::Test{backend.__name__}::{test}" for backend, test in [*PLANTED, *OURS]]
+    pytest.main(["-q", f"--rootdir={path.parent}", "-p", "no:cacheprovider", *wanted], plugins=[reports])
+    return reports
+
+
+def idents(cases: Sequence[tuple[type, str]]) -> list[str]:
+    return [f"{backend.__name__}-{test}" for backend, test in cases]
+
+
+@pytest.mark.parametrize(("backend", "test"), PLANTED, ids=idents(PLANTED))
+def test_a_wrong_backend_fails_the_test_that_is_meant_for_it(
+    reports: Reports, backend: type, test: str
+) -> None:
+    failed = [report for report in reports[backend.__name__, test] if report.failed]
+    assert failed
+    for report in failed:
+        # An assertion of the contract's, and no mistake of the plant's own.
+        crash: Any = report.longrepr
+        assert "flask_mythic_clients/testing/" in crash.reprcrash.path, report.longreprtext
+
+
+@pytest.mark.parametrize(("ours", "test"), OURS, ids=idents(OURS))
+def test_ours_passes_the_same_test_run_in_the_same_way(reports: Reports, ours: type, test: str) -> None:
+    assert {report.outcome for report in reports[ours.__name__, test]} == {"passed"}
+
+
+@pytest.mark.parametrize("contract", [KeyValueStoreContract, ClientRepositoryContract])
+def test_a_backend_that_has_not_joined_is_told_what_to_override(
+    pytester: pytest.Pytester, contract: type
+) -> None:
+    name = contract.__name__
+    pytester.makepyfile(f"from {contract.__module__} import {name}\nclass TestMine({name}):\n    pass\n")
+    result = pytester.runpytest_inprocess("-q", "-x", "-p", "no:cacheprovider")
+    result.stdout.fnmatch_lines(["*NotImplementedError: TestMine: override the fixture `*` to return *"])

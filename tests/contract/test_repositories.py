@@ -1,0 +1,126 @@
+"""Our repositories meet the contract, on every database and by every plan of step 1."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Mapped, mapped_column
+
+from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
+from flask_mythic_clients.ports import ClientRepository
+from flask_mythic_clients.testing import AddClient, ClientRepositoryContract
+from tests.hosts import Host, make_host
+
+
+class TestMemoryRepository(ClientRepositoryContract):
+    """In this process."""
+
+    @pytest.fixture
+    def repository(self) -> MemoryRepository:
+        return MemoryRepository()
+
+    @pytest.fixture
+    def add_client(self, repository: MemoryRepository) -> AddClient:
+        def add(client_id: str, *, status: bool = True, name: str | None = "a name") -> None:
+            repository.add(client_id, status=status, name=name)
+
+        return add
+
+
+@pytest.fixture(scope="class")
+def hosts() -> Iterator[dict[str, Host]]:
+    """Keep the hosts of a class, for making tables takes longer than most tests."""
+    hosts: dict[str, Host] = {}
+    yield hosts
+    for host in hosts.values():
+        host.close()
+
+
+class SQLAlchemyContract(ClientRepositoryContract):
+    """The contract on SQLite, PostgreSQL and MariaDB, for one model of a host."""
+
+    columns: ClassVar[dict[str, str]] = {}
+
+    def make_model(self, db: SQLAlchemy) -> Any:
+        raise NotImplementedError
+
+    @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+    def host(
+        self, request: pytest.FixtureRequest, hosts: dict[str, Host], empty_database: Callable[[str], str]
+    ) -> Host:
+        kind = request.param
+        if kind not in hosts:
+            db = SQLAlchemy()
+            model = self.make_model(db)
+            hosts[kind] = make_host(
+                empty_database(kind), MemoryStore(), db=db, model=model, columns=self.columns
+            )
+        host = hosts[kind]
+        with host.flask.app_context():
+            for table in reversed(host.db.metadata.sorted_tables):
+                host.db.session.execute(sa.delete(table))
+            host.db.session.commit()
+        return host
+
+    @pytest.fixture
+    def context(self, host: Host) -> Any:
+        return host.flask.app_context
+
+    @pytest.fixture
+    def repository(self, host: Host) -> Iterator[ClientRepository]:
+        with host.flask.app_context():
+            yield SQLAlchemyRepository(host.db, host.model, **self.columns)
+
+    @pytest.fixture
+    def add_client(self, host: Host) -> AddClient:
+        def add(client_id: str, *, status: bool = True, name: str | None = "a name") -> None:
+            host.add(id=client_id, status=status, name=name)
+
+        return add
+
+
+class TestOurColumns(SQLAlchemyContract):
+    """Our own columns: SQL does it all, but for a rule that is a function."""
+
+    def make_model(self, db: SQLAlchemy) -> Any:
+        class Client(ClientMixin, db.Model):  # type: ignore[name-defined,misc]
+            __tablename__ = "clients"
+            name: Mapped[str | None] = mapped_column(sa.String(255))  # type: ignore[assignment]
+
+        return Client
+
+
+class TestListeners(TestOurColumns):
+    """A model with listeners: the unit of work does it all."""
+
+    def make_model(self, db: SQLAlchemy) -> Any:
+        model = super().make_model(db)
+        for event in ("before_update", "before_delete"):
+            sa.event.listen(model, event, lambda *_: None)
+        return model
+
+
+class TestColumnsOfTheHosts(SQLAlchemyContract):
+    """A model with numbers for ids, and names for its columns that are not ours."""
+
+    columns: ClassVar[dict[str, str]] = {"id": "number", "status": "enabled"}
+    ids = ("7", "8", "71")
+    lookalikes = ("07", "-7", "7_", "_7", "7-", "7_0", "70", "77", "0x7", "7e0", "VII", "acme", "9" * 255)
+
+    def make_model(self, db: SQLAlchemy) -> Any:
+        class Tenant(db.Model):  # type: ignore[name-defined,misc]
+            number: Mapped[int] = mapped_column("tenant_no", primary_key=True, autoincrement=False)
+            enabled: Mapped[bool | None] = mapped_column("is_enabled")
+            name: Mapped[str | None] = mapped_column("full name", sa.String(255))
+
+        return Tenant
+
+    @pytest.fixture
+    def add_client(self, host: Host) -> AddClient:
+        def add(client_id: str, *, status: bool = True, name: str | None = "a name") -> None:
+            host.add(number=int(client_id), enabled=status, name=name)
+
+        return add
