@@ -19,9 +19,11 @@ A repository joins `ClientRepositoryContract` with the fixtures `repository` and
 import pytest
 
 # Before the contracts are imported, or their assertions would fail without showing the values.
-pytest.register_assert_rewrite(f"{__name__}.key_value_store", f"{__name__}.repository")
+_CONTRACTS = ("fixtures", "recording", "holding", "reading", "key_value_store")
+pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACTS))
 
+from .fixtures import AddClient  # noqa: E402 - see above
 from .key_value_store import KeyValueStoreContract, RawStore  # noqa: E402 - see above
-from .repository import AddClient, ClientRepositoryContract  # noqa: E402 - see above
+from .repository import ClientRepositoryContract  # noqa: E402 - see above
 
 __all__ = ["AddClient", "ClientRepositoryContract", "KeyValueStoreContract", "RawStore"]

@@ -1,0 +1,411 @@
+"""Steps 2 and 3 of a deletion."""
+# ruff: noqa: D102 - the name of a test is its docstring
+
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from functools import partial
+from threading import Barrier
+from typing import Never
+
+import pytest
+
+from ..entries import EntryRule
+from ..errors import KeyValueStoreError
+from ..model import Action, Holding
+from ..ports import ClientRepository
+from .fixtures import (
+    _HARD,
+    _HOLD,
+    _PATIENCE,
+    _RESTORE,
+    _SOFT,
+    _TEMPLATES,
+    AddClient,
+    RepositoryFixtures,
+    _at,
+    _change,
+    _PlannedError,
+    _record,
+    _rules,
+    _settle,
+    _states,
+    _Thread,
+    _Threads,
+    _verify,
+)
+
+
+class HoldingContract(RepositoryFixtures):
+    """What `settle` and `verify` must do."""
+
+    # Step 2, settle
+
+    def test_settle_stamps_all_pending_records_of_the_client(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, _ = self.ids
+        for client_id in (acme, acme2):
+            add_client(client_id)
+            _record(repository, client_id, _SOFT, _RESTORE, _HARD)
+        with repository.settle([acme], at=_at(1)) as holding:
+            assert [record.action for record in holding.records] == [_SOFT, _RESTORE, _HARD]
+        assert [record.settled_at for record in repository.history(acme)] == [_at(1)] * 3
+        assert [record.settled_at for record in repository.history(acme2)] == [None] * 3
+        assert {record.verified_at for record in repository.history(acme)} == {None}
+
+    def test_settle_stamps_only_once(self, repository: ClientRepository, add_client: AddClient) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        _settle(repository, acme, at=_at(1))
+        _record(repository, acme, _RESTORE)
+        with repository.settle([acme], at=_at(2)) as holding:
+            assert [record.action for record in holding.records] == [_RESTORE]
+        assert _settle(repository, acme, at=_at(3)).records == ()
+        assert [record.settled_at for record in repository.history(acme)] == [_at(1), _at(2)]
+
+    def test_settle_takes_several_clients_at_once(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, _, zeta = self.ids
+        for client_id in self.ids:
+            add_client(client_id)
+            _record(repository, client_id, _SOFT)
+        with repository.settle([zeta, acme], at=_at(1)) as holding:
+            assert sorted(record.client_id for record in holding.records) == [acme, zeta]
+            assert set(holding.clients) == {acme, zeta}
+        assert [_states(repository, client_id) for client_id in self.ids] == [
+            [(_SOFT, "settled")],
+            [(_SOFT, "pending")],
+            [(_SOFT, "settled")],
+        ]
+
+    def test_settle_and_verify_take_any_collection_of_ids(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, _ = self.ids
+        for client_id in (acme, acme2):
+            add_client(client_id)
+        for collection, action in ((list, _SOFT), (set, _RESTORE), (dict.fromkeys, _SOFT)):
+            client_ids: Collection[str] = collection([acme, acme2])
+            _record(repository, acme, action)
+            _record(repository, acme2, action)
+            with repository.settle(client_ids, at=_at(1)) as holding:
+                assert len(holding.records) == 2
+            with repository.verify(client_ids, at=_at(3), settled_before=_at(2)) as holding:
+                assert len(holding.records) == 2
+
+    def test_the_held_records_are_those_of_the_history(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT, _RESTORE)
+        settled = _settle(repository, acme, at=_at(1))
+        assert list(settled.records) == list(repository.history(acme))
+        with repository.verify([acme], at=_at(3), settled_before=_at(2)) as verified:
+            pass
+        assert list(verified.records) == list(repository.history(acme))
+
+    def test_settle_yields_the_client_as_it_is_now(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme, name="Zoë")
+        _record(repository, acme, _SOFT)
+        for active in (False, True):
+            with repository.settle([acme], at=_at(1)) as holding:
+                assert [(client.id, client.active) for client in holding.clients.values()] == [(acme, active)]
+                assert holding.clients[acme].row.name == "Zoë"
+            assert holding.clients[acme].row.name == "Zoë"  # also after the block
+            _record(repository, acme, _RESTORE if not active else _SOFT)
+
+    def test_a_client_that_is_gone_is_missing_from_the_holding(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, _ = self.ids
+        for client_id in (acme, acme2):
+            add_client(client_id)
+        _record(repository, acme, _SOFT, _HARD)
+        _record(repository, acme2, _SOFT)
+        with repository.settle([acme, acme2], at=_at(1)) as holding:
+            assert len(holding.records) == 3
+            assert set(holding.clients) == {acme2}
+
+    def test_a_client_made_again_is_in_the_holding(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme, name="the first")
+        _record(repository, acme, _HARD)
+        add_client(acme, name="the second")
+        holding = _settle(repository, acme, at=_at(1))
+        assert len(holding.records) == 1
+        assert holding.clients[acme].row.name == "the second"
+
+    def test_settle_without_anything_pending_holds_no_records(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        _settle(repository, acme, at=_at(1))
+        assert _settle(repository, acme, at=_at(2)).records == ()
+        assert _settle(repository, acme2, at=_at(2)) == Holding((), {})
+        with repository.settle([], at=_at(2)) as holding:
+            assert holding == Holding((), {})
+
+    def test_settle_yields_the_clients_also_when_nothing_is_pending(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        # By this the service tells a client that is already soft-deleted from one that never was.
+        acme, acme2, _ = self.ids
+        add_client(acme, status=False)
+        with repository.settle([acme, acme2], at=_at(1)) as holding:
+            assert holding.records == ()
+            assert [(client.id, client.active) for client in holding.clients.values()] == [(acme, False)]
+
+    @pytest.mark.parametrize("error", [KeyValueStoreError, SystemExit])
+    def test_an_exception_in_settles_block_leaves_all_pending_and_comes_out_unchanged(
+        self, repository: ClientRepository, add_client: AddClient, error: type[BaseException]
+    ) -> None:
+        acme, acme2, _ = self.ids
+        for client_id in (acme, acme2):
+            add_client(client_id)
+            _record(repository, client_id, _SOFT, _RESTORE)
+        failure = error("planned")
+        with pytest.raises(error) as caught, repository.settle([acme, acme2], at=_at(1)):
+            raise failure
+        assert caught.value is failure
+        for client_id in (acme, acme2):
+            assert _states(repository, client_id) == [(_SOFT, "pending"), (_RESTORE, "pending")]
+        assert len(_settle(repository, acme, at=_at(2)).records) == 2
+
+    def test_a_second_settler_waits_for_the_first_and_then_finds_nothing(
+        self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        with repository.settle([acme], at=_at(1)) as first:
+            second = threads.settle(repository, acme, at=_at(2))
+            assert not second.entered.wait(_HOLD), "Two settlers held the records at once."
+        assert len(first.records) == 1
+        assert second.result().records == ()
+        assert repository.history(acme)[0].settled_at == _at(1)
+
+    def test_a_settler_that_waited_for_one_that_failed_finds_its_records(
+        self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+
+        def fail() -> Never:
+            with repository.settle([acme], at=_at(1)):
+                waiting.append(threads.settle(repository, acme, at=_at(2)))
+                assert not waiting[0].entered.wait(_HOLD), "Two settlers held the records at once."
+                raise _PlannedError
+
+        waiting: list[_Thread[Holding]] = []
+        with pytest.raises(_PlannedError):
+            fail()
+        (second,) = waiting
+        assert [record.settled_at for record in second.result().records] == [_at(2)]
+        assert _states(repository, acme) == [(_SOFT, "settled")]
+
+    def test_a_settler_of_several_clients_waits_for_the_holder_of_one(
+        self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
+    ) -> None:
+        acme, acme2, zeta = self.ids
+        for client_id in self.ids:
+            add_client(client_id)
+            _record(repository, client_id, _SOFT)
+        with repository.settle([acme2], at=_at(1)):
+            second = threads.settle(repository, zeta, acme2, acme, at=_at(2))
+            assert not second.entered.wait(_HOLD), "Two settlers held a record at once."
+        assert sorted(record.client_id for record in second.result().records) == [acme, zeta]
+
+    def test_a_settler_that_waited_yields_the_client_as_it_is_after_the_wait(
+        self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        with repository.settle([acme], at=_at(1)):
+            second = threads.settle(repository, acme, at=_at(2))
+            second.entered.wait(_HOLD)
+            restore = threads.start(lambda: repository.record(_change(acme, _RESTORE), _TEMPLATES))
+            restore.join(_HOLD)
+            # A database that locks as a whole lets nobody record now, and there is nothing to see.
+            recorded = not restore.is_alive()
+        holding = second.result()
+        assert restore.result() is True
+        assert holding.clients[acme].active or not recorded
+
+    @pytest.mark.parametrize("action", [_RESTORE, _HARD])
+    @_rules
+    def test_a_change_recorded_while_the_client_is_held_is_still_pending_afterwards(
+        self,
+        repository: ClientRepository,
+        add_client: AddClient,
+        threads: "_Threads",
+        action: Action,
+        rule: EntryRule,
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        with repository.settle([acme], at=_at(1)) as holding:
+            change = threads.start(lambda: repository.record(_change(acme, action), rule))
+            change.join(_HOLD)  # Where the database locks as a whole, it waits for the end of the block.
+        assert change.result() is True
+        assert [record.action for record in holding.records] == [_SOFT]
+        assert _states(repository, acme) == [(_SOFT, "settled"), (action, "pending")]
+        later = _settle(repository, acme, at=_at(2))
+        assert [record.action for record in later.records] == [action]
+        assert {client_id: client.active for client_id, client in later.clients.items()} == (
+            {acme: True} if action is _RESTORE else {}
+        )
+
+    def test_every_record_is_settled_by_one_of_many_settlers(
+        self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
+    ) -> None:
+        for client_id in self.ids:
+            add_client(client_id)
+            _record(repository, client_id, *[_SOFT, _RESTORE] * 3)
+        orders = [self.ids, self.ids[::-1], self.ids[1:], self.ids[:2][::-1]] * 2
+        start = Barrier(len(orders))
+
+        def settle(ids: Sequence[str]) -> Sequence[int]:
+            start.wait(_PATIENCE)
+            with repository.settle(ids, at=_at(1)) as holding:
+                return [record.id for record in holding.records]
+
+        settlers = [threads.start(partial(settle, ids)) for ids in orders]
+        settled = [number for settler in settlers for number in settler.result()]
+        every = [record.id for client_id in self.ids for record in repository.history(client_id)]
+        assert sorted(settled) == sorted(every)
+        assert repository.backlog().pending == 0
+
+    # Step 3, verify
+
+    def test_verify_stamps_the_records_settled_up_to_the_time(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, _ = self.ids
+        for client_id in (acme, acme2):
+            add_client(client_id)
+        microsecond = timedelta(microseconds=1)
+        for at, action in ((_at(1), _SOFT), (_at(2), _RESTORE), (_at(2) + microsecond, _SOFT)):
+            for client_id in (acme, acme2):
+                _record(repository, client_id, action)
+                _settle(repository, client_id, at=at)
+        with repository.verify([acme], at=_at(9), settled_before=_at(2)) as holding:
+            assert [record.settled_at for record in holding.records] == [_at(1), _at(2)]
+        assert [record.verified_at for record in repository.history(acme)] == [_at(9), _at(9), None]
+        assert [record.verified_at for record in repository.history(acme2)] == [None, None, None]
+        settled = [record.settled_at for record in repository.history(acme)]
+        assert settled == [_at(1), _at(2), _at(2) + microsecond]
+
+    def test_verify_leaves_pending_records_alone(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        with repository.verify([acme], at=_at(9), settled_before=_at(8)) as holding:
+            assert holding.records == ()
+        assert _states(repository, acme) == [(_SOFT, "pending")]
+        _settle(repository, acme, at=_at(1))
+        _record(repository, acme, _RESTORE)
+        with repository.verify([acme], at=_at(9), settled_before=_at(8)) as holding:
+            assert [record.action for record in holding.records] == [_SOFT]
+        assert _states(repository, acme) == [(_SOFT, "verified"), (_RESTORE, "pending")]
+
+    def test_verify_stamps_only_once(self, repository: ClientRepository, add_client: AddClient) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        _settle(repository, acme, at=_at(1))
+        assert len(_verify(repository, acme, at=_at(3), settled_before=_at(2)).records) == 1
+        assert _verify(repository, acme, at=_at(5), settled_before=_at(4)).records == ()
+        assert repository.history(acme)[0].verified_at == _at(3)
+
+    def test_verify_yields_the_clients_as_they_are_now(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, zeta = self.ids
+        for client_id in self.ids:
+            add_client(client_id, name=f"named {client_id}")
+            _record(repository, client_id, _SOFT)
+            _settle(repository, client_id, at=_at(1))
+        _record(repository, acme2, _RESTORE)
+        _record(repository, zeta, _HARD)
+        with repository.verify(self.ids, at=_at(3), settled_before=_at(2)) as holding:
+            assert sorted(record.client_id for record in holding.records) == sorted(self.ids)
+            active = {client_id: client.active for client_id, client in holding.clients.items()}
+            assert active == {acme: False, acme2: True}
+            assert holding.clients[acme].row.name == f"named {acme}"
+
+    @pytest.mark.parametrize("error", [KeyValueStoreError, SystemExit])
+    def test_an_exception_in_verifys_block_leaves_all_unverified_and_comes_out_unchanged(
+        self, repository: ClientRepository, add_client: AddClient, error: type[BaseException]
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT, _RESTORE)
+        _settle(repository, acme, at=_at(1))
+        failure = error("planned")
+        with (
+            pytest.raises(error) as caught,
+            repository.verify([acme], at=_at(3), settled_before=_at(2)),
+        ):
+            raise failure
+        assert caught.value is failure
+        assert _states(repository, acme) == [(_SOFT, "settled"), (_RESTORE, "settled")]
+        assert len(_verify(repository, acme, at=_at(4), settled_before=_at(2)).records) == 2
+
+    def test_a_second_verifier_waits_for_the_first_and_then_finds_nothing(
+        self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        _settle(repository, acme, at=_at(1))
+        with repository.verify([acme], at=_at(3), settled_before=_at(2)):
+            second = threads.start(lambda: _verify(repository, acme, at=_at(4), settled_before=_at(2)))
+            second.join(_HOLD)
+            assert second.is_alive(), "The second verifier was done while the first held the records."
+        assert second.result().records == ()
+        assert repository.history(acme)[0].verified_at == _at(3)
+
+    @pytest.mark.parametrize("action", [_SOFT, _HARD])
+    @_rules
+    def test_no_newer_change_is_settled_while_verifys_block_is_open(
+        self,
+        repository: ClientRepository,
+        add_client: AddClient,
+        threads: "_Threads",
+        action: Action,
+        rule: EntryRule,
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT, _RESTORE)
+        _settle(repository, acme, at=_at(1))
+        with repository.verify([acme], at=_at(3), settled_before=_at(2)) as holding:
+            assert holding.clients[acme].active
+            newer = threads.settle(
+                repository, acme, at=_at(4), first=lambda: repository.record(_change(acme, action), rule)
+            )
+            assert not newer.entered.wait(_HOLD), "A newer change was being settled in verify's block."
+        assert [record.action for record in newer.result().records] == [action]
+        assert [client.active for client in newer.result().clients.values()] == (
+            [False] if action is _SOFT else []
+        )
+        assert _states(repository, acme) == [
+            (_SOFT, "verified"),
+            (_RESTORE, "verified"),
+            (action, "settled"),
+        ]

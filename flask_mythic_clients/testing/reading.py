@@ -1,0 +1,237 @@
+"""What is read from a repository."""
+# ruff: noqa: D102 - the name of a test is its docstring
+
+from datetime import timedelta
+
+import pytest
+
+from ..entries import EntryRule
+from ..model import Action, Backlog, DeletionRecord
+from ..ports import ClientRepository
+from .fixtures import (
+    _HARD,
+    _MORE_THAN_A_PAGE,
+    _RESTORE,
+    _SOFT,
+    _TEMPLATES,
+    AddClient,
+    RepositoryFixtures,
+    _active,
+    _at,
+    _change,
+    _numbers,
+    _record,
+    _rules,
+    _settle,
+    _states,
+    _verify,
+    _walk,
+)
+
+
+class ReadingContract(RepositoryFixtures):
+    """What the ledger and the directory must do."""
+
+    # The ledger
+
+    def test_the_history_tells_what_was_recorded(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, _ = self.ids
+        for client_id in (acme, acme2):
+            add_client(client_id, name="Zoë")
+        repository.record(_change(acme, _SOFT, actor="Zoë 🦊", at=_at(1)), _TEMPLATES)
+        repository.record(_change(acme2, _SOFT), _TEMPLATES)
+        repository.record(_change(acme, _HARD, actor="a" * 64, at=_at(2)), _TEMPLATES)
+        _settle(repository, acme, at=_at(3))
+        _verify(repository, acme, at=_at(5), settled_before=_at(4))
+        soft, hard = repository.history(acme)
+        assert (soft.id, hard.id) == tuple(sorted({soft.id, hard.id}))
+        keys = (f"client:{acme}", "name:Zoë")
+        assert list(repository.history(acme)) == [
+            DeletionRecord(soft.id, acme, _SOFT, "Zoë 🦊", keys, _at(1), _at(3), _at(5)),
+            DeletionRecord(hard.id, acme, _HARD, "a" * 64, keys, _at(2), _at(3), _at(5)),
+        ]
+        assert isinstance(soft.action, Action)
+        assert isinstance(soft.kv_keys, tuple)
+
+    def test_times_come_back_aware_in_utc(self, repository: ClientRepository, add_client: AddClient) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        _settle(repository, acme, at=_at(1))
+        held = _verify(repository, acme, at=_at(3), settled_before=_at(2)).records
+        _record(repository, acme, _RESTORE)
+        (pending,) = repository.unfinished(settled_before=None, after=None)
+        times = [(r.requested_at, r.settled_at, r.verified_at) for r in (*held, *repository.history(acme))]
+        found = [time for record in times for time in record if time is not None]
+        found += [pending.requested_at, *filter(None, [repository.backlog().oldest])]
+        assert len(found) == 3 + 3 + 1 + 1 + 1
+        assert {time.utcoffset() for time in found} == {timedelta(0)}
+
+    def test_the_history_outlives_the_client(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT, _HARD)
+        _settle(repository, acme, at=_at(1))
+        assert _active(repository) == {}
+        assert _states(repository, acme) == [(_SOFT, "settled"), (_HARD, "settled")]
+
+    def test_a_client_that_never_was_has_no_history(self, repository: ClientRepository) -> None:
+        assert list(repository.history(self.ids[0])) == []
+
+    def test_the_backlog_counts_the_pending_records_and_names_the_oldest(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, _ = self.ids
+        assert repository.backlog() == Backlog(0, None)
+        for client_id in (acme, acme2):
+            add_client(client_id)
+        # The clocks of two servers: the later record is the older one.
+        for client_id, action, at in ((acme, _SOFT, _at(5)), (acme2, _SOFT, _at(3)), (acme, _HARD, _at(4))):
+            assert repository.record(_change(client_id, action, at=at), _TEMPLATES)
+        assert repository.backlog() == Backlog(3, _at(3))
+        _settle(repository, acme2, at=_at(6))
+        assert repository.backlog() == Backlog(2, _at(4))
+        _settle(repository, acme, at=_at(6))
+        assert repository.backlog() == Backlog(0, None)
+
+    def test_nothing_is_unfinished_at_first(self, repository: ClientRepository) -> None:
+        assert list(repository.unfinished(settled_before=None, after=None)) == []
+        assert list(repository.unfinished(settled_before=_at(0), after=None)) == []
+
+    def test_pages_hold_all_pending_records_once_in_order(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        recorded = self._record_many(repository, add_client)
+        assert _numbers(_walk(repository, None)) == recorded
+        assert _numbers(_walk(repository, _at(999))) == []
+
+    def test_pages_hold_all_unverified_records_once_in_order(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, zeta = self.ids
+        recorded = self._record_many(repository, add_client)
+        for client_id, seconds in ((acme, 1_001), (zeta, 1_003)):
+            _settle(repository, client_id, at=_at(seconds))
+        assert _numbers(_walk(repository, _at(1_000))) == []
+        assert len(_walk(repository, _at(1_001))) + len(_walk(repository, None)) < len(recorded)
+        assert {record.client_id for record in _walk(repository, _at(1_002))} == {acme}
+        assert {record.client_id for record in _walk(repository, None)} == {acme2}
+        _settle(repository, acme2, at=_at(1_002))
+        walked = _walk(repository, _at(1_003))
+        assert sorted(_numbers(walked)) == recorded
+        settled = [record.settled_at for record in walked if record.settled_at is not None]
+        assert settled == sorted(settled)
+        assert _walk(repository, None) == []
+        _verify(repository, *self.ids, at=_at(1_010), settled_before=_at(1_002))
+        assert {record.client_id for record in _walk(repository, _at(1_003))} == {zeta}
+        _verify(repository, zeta, at=_at(1_010), settled_before=_at(1_003))
+        assert _walk(repository, _at(2_000)) == []
+
+    def test_records_settled_at_the_same_time_are_on_pages_once(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        recorded = self._record_many(repository, add_client)
+        _settle(repository, *self.ids, at=_at(1_001))
+        assert sorted(_numbers(_walk(repository, _at(1_001)))) == recorded
+
+    def test_no_record_is_missed_where_each_page_is_finished_before_the_next(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        self._record_many(repository, add_client)
+        for settled_before in (None, _at(1_001)):
+            after = None
+            while page := repository.unfinished(settled_before=settled_before, after=after):
+                clients = {record.client_id for record in page}
+                if settled_before is None:
+                    _settle(repository, *clients, at=_at(1_001))
+                else:
+                    _verify(repository, *clients, at=_at(1_010), settled_before=settled_before)
+                after = page[-1]
+        states = {state for client_id in self.ids for _, state in _states(repository, client_id)}
+        assert states == {"verified"}
+
+    # The directory
+
+    def test_all_clients_are_listed_in_the_order_of_their_ids(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        first, second, third = self.ids
+        assert list(repository.clients()) == []
+        for client_id in (second, third, first):
+            add_client(client_id, status=client_id != second, name=f"named {client_id}")
+        clients = list(repository.clients())
+        assert [(client.id, client.active) for client in clients] == [
+            (first, True),
+            (second, False),
+            (third, True),
+        ]
+        assert [client.row.name for client in clients] == [f"named {client_id}" for client_id in self.ids]
+
+    def test_a_client_that_was_read_stays_as_it_was(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme, name="Zoë")
+        (client,) = repository.clients()
+        _record(repository, acme, _SOFT, _HARD)
+        assert (client.id, client.active, client.row.name) == (acme, True, "Zoë")
+
+    def test_a_preview_shows_the_client_and_changes_nothing(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, _ = self.ids
+        add_client(acme, name="Zoë")
+        add_client(acme2, status=False)
+        preview = repository.preview(acme, _TEMPLATES)
+        assert preview is not None
+        assert (preview.client.id, preview.client.active) == (acme, True)
+        assert preview.columns["name"] == "Zoë"
+        assert list(preview.dependents) == []
+        inactive = repository.preview(acme2, _TEMPLATES)
+        assert inactive is not None
+        assert (inactive.client.id, inactive.client.active) == (acme2, False)
+        assert _active(repository) == {acme: True, acme2: False}
+        assert list(repository.history(acme)) == []
+        assert repository.backlog() == Backlog(0, None)
+
+    @pytest.mark.parametrize("name", [" Zoë\\\"'{id} ", None])
+    @_rules
+    def test_a_preview_names_the_keys_that_a_hard_delete_then_records(
+        self, repository: ClientRepository, add_client: AddClient, name: str | None, rule: EntryRule
+    ) -> None:
+        acme, acme2, _ = self.ids
+        add_client(acme, name=name)
+        add_client(acme2, name="another")
+        preview = repository.preview(acme, rule)
+        assert preview is not None
+        assert isinstance(preview.kv_keys, tuple)
+        assert repository.record(_change(acme, _HARD), rule)
+        assert preview.kv_keys == repository.history(acme)[0].kv_keys
+
+    def test_there_is_no_preview_of_an_absent_client(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, _ = self.ids
+        assert repository.preview(acme, _TEMPLATES) is None
+        add_client(acme)
+        assert repository.preview(acme2, _TEMPLATES) is None
+        _record(repository, acme, _HARD)
+        assert repository.preview(acme, _TEMPLATES) is None
+
+    def test_the_columns_of_a_client_are_accepted(self, repository: ClientRepository) -> None:
+        repository.check_columns(["name"])
+        repository.check_columns([])
+
+    def _record_many(self, repository: ClientRepository, add_client: AddClient) -> list[int]:
+        """Record more than a page of changes for each client in turn; return when each was requested."""
+        for client_id in self.ids:
+            add_client(client_id)
+        for number in range(_MORE_THAN_A_PAGE):
+            turn, who = divmod(number, 3)
+            action = _SOFT if turn % 2 == 0 else _RESTORE
+            assert repository.record(_change(self.ids[who], action, at=_at(number)), _TEMPLATES)
+        return list(range(_MORE_THAN_A_PAGE))
