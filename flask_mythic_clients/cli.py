@@ -176,7 +176,7 @@ def _exit_codes() -> Iterator[None]:
 
 
 def _for_each(client_ids: Iterable[str], act: Callable[[str], None]) -> None:
-    """Act on every id, also after one that failed; then fail with the worst exit code."""
+    """Act on every id, also after one that was refused; then fail with the worst exit code."""
     worst: click.ClickException | None = None
     for client_id in client_ids:
         try:

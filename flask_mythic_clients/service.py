@@ -157,6 +157,7 @@ class DeletionService:
             found = self._bring_in_line(holding)
         for record in holding.records:
             if again := found.intersection(record.kv_keys):
+                found -= again  # an older record may name the same keys
                 logger.warning(
                     "Client %s: %d entries had come back after record %d was settled, and are removed again. "
                     "Something writes entries from rows it read long before.",

@@ -1,0 +1,223 @@
+"""The statements and round trips that really go out: few, and what each of them must carry."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import sqlalchemy as sa
+
+from flask_mythic_clients.backends.redis import RedisStore
+from flask_mythic_clients.model import Action
+from tests.hosts import KeyValue
+
+from .scene import CONFIG, Scene, make_scene
+
+ACTION = {Action.SOFT: "UPDATE", Action.HARD: "DELETE"}
+
+
+@pytest.fixture
+def open_scene(empty_kv: Callable[[str], KeyValue]) -> Callable[[str], Any]:
+    """Client `acme` on a database; a first deletion has opened connections and filled caches."""
+
+    @contextmanager
+    def open_on(url: str, **engine_options: Any) -> Iterator[Scene]:
+        config = {**CONFIG, "SQLALCHEMY_ENGINE_OPTIONS": engine_options}
+        with make_scene(url, empty_kv("redis"), config=config) as scene:
+            for action in ACTION:
+                scene.add(f"first-{action}")
+                scene.act(action, f"first-{action}")
+            scene.add()
+            yield scene
+
+    return open_on
+
+
+@contextmanager
+def sent(scene: Scene) -> Iterator[list[str]]:
+    """List the statements and commits of the engine, with the KV call between them."""
+    log: list[str] = []
+
+    def statement(_conn: object, _cursor: object, text: str, *_: object) -> None:
+        log.append(" ".join(text.split()))
+
+    with scene.host.flask.app_context():
+        engine = scene.host.db.engine
+    hooks = {
+        "before_cursor_execute": statement,
+        "commit": lambda _: log.append("COMMIT"),
+        "rollback": lambda _: log.append("ROLLBACK"),
+    }
+    for event, hook in hooks.items():
+        sa.event.listen(engine, event, hook)
+    scene.tap.before = lambda: log.append("KV")
+    yield log
+    for event, hook in hooks.items():
+        sa.event.remove(engine, event, hook)
+
+
+def _matches(log: list[str], patterns: list[str]) -> None:
+    assert len(log) == len(patterns), log
+    for line, pattern in zip(log, patterns, strict=True):
+        assert re.match(pattern, line), (line, pattern)
+
+
+@pytest.mark.parametrize("action", ACTION)
+def test_postgresql_gets_one_statement_then_one_update_and_one_read(
+    empty_database: Callable[[str], str], open_scene: Any, action: Action
+) -> None:
+    with open_scene(empty_database("postgresql")) as scene, sent(scene) as log:
+        scene.act(action)
+    changed = rf"WITH changed AS \({ACTION[action]} .* RETURNING .*\) INSERT INTO client_deletions .* SELECT"
+    step_2 = ["UPDATE client_deletions SET settled_at", "SELECT .* FROM clients", "KV", "COMMIT"]
+    _matches(log, [changed, "COMMIT", *step_2])
+    assert "synchronous_commit" not in log[0]
+    assert "set_config" in log[2]
+
+
+@pytest.mark.parametrize("action", ACTION)
+def test_step_1_on_postgresql_is_one_round_trip_and_waits_for_the_disk(
+    empty_database: Callable[[str], str], open_scene: Any, action: Action, tmp_path: Path
+) -> None:
+    with open_scene(empty_database("postgresql")) as scene:
+        trips = _round_trips(scene, action, tmp_path / "trace")
+    step_1, *step_2 = trips
+    assert step_1.startswith("WITH changed AS")
+    assert [trip.split()[0] for trip in step_2] == ["BEGIN", "UPDATE", "SELECT", "COMMIT"]
+    assert step_2[0] == "BEGIN ISOLATION LEVEL READ COMMITTED"
+
+
+def _round_trips(scene: Scene, action: Action, path: Path) -> list[str]:
+    """What libpq itself sent, one for each time it waited for the server."""
+    with scene.host.flask.app_context(), path.open("w") as trace:
+        with scene.host.db.engine.connect() as connection:
+            pgconn = connection.connection.dbapi_connection.pgconn
+        pgconn.trace(trace.fileno())  # the pool gives out the connection it got back last
+        scene.act(action)
+        pgconn.untrace()
+    trips, text = [], ""
+    for line in path.read_text().splitlines():
+        # A prepared statement is named in quotes too, but not in capitals.
+        if found := re.search(r'\t(?:Parse|Query)\t.*?"([A-Z]{3,} [^"]*|COMMIT)', line):
+            text = found[1]
+        if "\tReadyForQuery" in line:
+            trips.append(text)
+            text = "?"
+    return trips
+
+
+@pytest.mark.parametrize("action", Action)
+def test_step_2_does_not_wait_for_the_disk_and_step_1_does(
+    empty_database: Callable[[str], str], open_scene: Any, action: Action
+) -> None:
+    with open_scene(empty_database("postgresql")) as scene:
+        if action is Action.RESTORE:
+            scene.act(Action.SOFT)
+        found = _asked_at_commit(scene, action, "SHOW synchronous_commit")
+    assert found == ["on", "off"]
+
+
+@pytest.mark.parametrize("default", ["SERIALIZABLE", "REPEATABLE READ"])
+@pytest.mark.parametrize("action", ACTION)
+def test_postgresql_works_at_read_committed_whatever_the_engine_does(
+    empty_database: Callable[[str], str], open_scene: Any, action: Action, default: Any
+) -> None:
+    with open_scene(empty_database("postgresql"), isolation_level=default) as scene:
+        # A lone statement has no transaction of its own level: the server's default, which is this.
+        found = _asked_at_commit(scene, action, "SHOW transaction_isolation")
+        assert found == ["read committed", "read committed"]
+        with scene.host.flask.app_context(), scene.host.db.engine.connect() as connection:
+            level = connection.scalar(sa.text("SHOW transaction_isolation"))
+    assert level == default.lower()  # given back as it was
+
+
+@pytest.mark.parametrize("default", ["SERIALIZABLE", "REPEATABLE READ"])
+@pytest.mark.parametrize("action", ACTION)
+def test_mariadb_works_at_read_committed_whatever_the_engine_does(
+    empty_database: Callable[[str], str], open_scene: Any, action: Action, default: Any
+) -> None:
+    level_now = (
+        "SELECT trx_isolation_level FROM information_schema.innodb_trx"
+        " WHERE trx_mysql_thread_id = CONNECTION_ID()"
+    )
+    with open_scene(empty_database("mariadb"), isolation_level=default) as scene:
+        assert _asked_at_commit(scene, action, level_now) == ["READ COMMITTED", "READ COMMITTED"]
+        with scene.host.flask.app_context(), scene.host.db.engine.connect() as connection:
+            level = connection.scalar(sa.text("SELECT @@tx_isolation"))
+    assert level == default.replace(" ", "-")
+
+
+def _asked_at_commit(scene: Scene, action: Action, question: str) -> list[Any]:
+    """Ask each transaction before it commits, past SQLAlchemy."""
+    answers = []
+
+    def ask(connection: sa.Connection) -> None:
+        if scene.kind == "mariadb":
+            time.sleep(0.15)  # innodb_trx is a copy, made anew when nobody has read it for 0.1 seconds
+        cursor = connection.connection.cursor()
+        cursor.execute(question)
+        answers.append(cursor.fetchone()[0])
+        cursor.close()
+
+    with scene.host.flask.app_context():
+        engine = scene.host.db.engine
+    sa.event.listen(engine, "commit", ask)
+    scene.act(action)
+    sa.event.remove(engine, "commit", ask)
+    return answers
+
+
+@pytest.mark.parametrize("action", ACTION)
+def test_mariadb_gets_two_statements_for_each_step(
+    empty_database: Callable[[str], str], open_scene: Any, action: Action
+) -> None:
+    with open_scene(empty_database("mariadb")) as scene, sent(scene) as log:
+        scene.act(action)
+    begin = ["SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"]
+    change = {"UPDATE": "UPDATE clients SET status", "DELETE": "DELETE FROM clients"}[ACTION[action]]
+    insert = "INSERT INTO client_deletions .* SELECT .* FROM clients .* FOR UPDATE$"
+    stamp = ["SELECT .* FROM client_deletions .* FOR UPDATE$", "UPDATE client_deletions SET settled_at"]
+    step_2 = [*begin, *stamp, "SELECT .* FROM clients", "KV", "COMMIT"]
+    _matches(log, [*begin, insert, change, "COMMIT", *step_2])
+
+
+@pytest.mark.parametrize("action", ACTION)
+def test_sqlite_writes_first_in_each_step(
+    empty_database: Callable[[str], str], open_scene: Any, action: Action
+) -> None:
+    with open_scene(empty_database("sqlite")) as scene, sent(scene) as log:
+        scene.act(action)
+    change = {"UPDATE": "UPDATE clients SET status", "DELETE": "DELETE FROM clients"}[ACTION[action]]
+    step_1 = ["INSERT INTO client_deletions .* SELECT .* FROM clients", change, "COMMIT"]
+    step_2 = ["UPDATE client_deletions SET settled_at=.* RETURNING", "SELECT .* FROM clients", "KV", "COMMIT"]
+    _matches(log, [*step_1, *step_2])
+
+
+@pytest.mark.parametrize("action", Action)
+def test_a_settle_is_one_round_trip_to_the_kv_store(
+    empty_database: Callable[[str], str], open_scene: Any, action: Action
+) -> None:
+    trips = []
+
+    class Counting(redis.Connection):
+        def send_packed_command(self, *arguments: Any, **options: Any) -> Any:
+            trips.append(1)
+            return super().send_packed_command(*arguments, **options)
+
+    with open_scene(empty_database("sqlite")) as scene:
+        if action is Action.RESTORE:
+            scene.act(Action.SOFT)
+        kwargs = scene.raw.connection_pool.connection_kwargs
+        pool = redis.ConnectionPool(connection_class=Counting, host=kwargs["host"], port=kwargs["port"])
+        client = redis.Redis(connection_pool=pool)
+        client.ping()  # a new connection introduces itself
+        scene.tap.store = RedisStore(client)
+        trips.clear()
+        scene.act(action)
+        assert len(trips) == 1
+        assert scene.agrees()
+        pool.disconnect()

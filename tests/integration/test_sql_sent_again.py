@@ -1,0 +1,164 @@
+"""Transactions the database has rolled back, and connections it has closed, are no error."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import psycopg
+import pymysql
+import pytest
+import sqlalchemy as sa
+
+from flask_mythic_clients import RepositoryError
+from flask_mythic_clients.model import Action
+from tests.hosts import KeyValue
+
+from .scene import Scene, make_scene
+
+# What the drivers raise for a transaction that the server chose to roll back.
+CONFLICTS = {
+    "postgresql": [psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected],
+    "mariadb": [lambda: pymysql.err.OperationalError(1213, "Deadlock found when trying to get lock")],
+}
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+def scene(
+    request: pytest.FixtureRequest, empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
+) -> Iterator[Scene]:
+    """Client `acme`, on the databases with servers."""
+    with make_scene(empty_database(request.param), empty_kv("redis")) as scene:
+        scene.add()
+        yield scene
+
+
+def _engine(scene: Scene) -> sa.Engine:
+    with scene.host.flask.app_context():
+        return scene.host.db.engine
+
+
+def _failing(scene: Scene, failures: list[Exception]) -> list[str]:
+    """Let the next statements that change something fail; return those tried."""
+    tried = []
+
+    def do_execute(_cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith(("WITH", "INSERT", "UPDATE", "SELECT")) and failures:
+            tried.append(statement)
+            raise failures.pop(0)
+
+    sa.event.listen(_engine(scene), "do_execute", do_execute)
+    return tried
+
+
+@pytest.mark.parametrize("action", [Action.SOFT, Action.HARD])
+def test_a_conflict_is_tried_again(scene: Scene, action: Action) -> None:
+    failures = [conflict() for conflict in CONFLICTS[scene.kind]]
+    tried = _failing(scene, failures)
+    scene.act(action)
+    assert tried
+    assert failures == []
+    assert scene.agrees()
+
+
+def test_a_conflict_that_does_not_end_is_an_error_and_loses_nothing(scene: Scene) -> None:
+    failures = [CONFLICTS[scene.kind][0]() for _ in range(50)]
+    tried = _failing(scene, failures)
+    with pytest.raises(RepositoryError):
+        scene.act(Action.HARD)
+    assert len(tried) == 5
+    failures.clear()
+    scene.act(Action.HARD)
+    assert scene.agrees()
+
+
+def test_another_error_is_not_tried_again(scene: Scene) -> None:
+    error = {
+        "postgresql": lambda: psycopg.errors.DiskFull(),
+        "mariadb": lambda: pymysql.err.OperationalError(1021, "Disk full"),
+    }[scene.kind]
+    tried = _failing(scene, [error() for _ in range(50)])
+    with pytest.raises(RepositoryError):
+        scene.act(Action.HARD)
+    assert len(tried) == 1
+
+
+def test_a_real_deadlock_is_survived(scene: Scene) -> None:
+    """Ours: record, then row. The other: row, then record."""
+    with scene.host.flask.app_context():
+        scene.host.db.session.execute(sa.text("CREATE TABLE ballast (id INTEGER)"))
+        scene.host.db.session.commit()
+    scene.act(Action.SOFT)
+    scene.age()
+    conflicts: list[BaseException] = []
+    sa.event.listen(
+        _engine(scene), "handle_error", lambda context: conflicts.append(context.original_exception)
+    )
+    with scene.second_connection() as other:
+        if scene.kind == "postgresql":
+            other.execute(sa.text("SET deadlock_timeout = '20s'"))  # so that ours is the one to notice
+        else:
+            # InnoDB rolls back the lighter transaction: let that be ours.
+            other.execute(sa.text("INSERT INTO ballast SELECT seq FROM seq_1_to_200"))
+        other.execute(sa.text("SELECT * FROM clients WHERE id = 'acme' FOR UPDATE"))
+        blocked = threading.Thread(target=_lock_record_and_end, args=(other,))
+
+        def cross(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+            if statement.startswith("UPDATE client_deletions") and not blocked.ident:
+                blocked.start()
+
+        sa.event.listen(_engine(scene), "after_cursor_execute", cross)
+        assert scene.reconcile().verified == 1
+        blocked.join(10)
+    assert len(conflicts) == 1
+    assert conflicts[0].args[0] == 1213 or isinstance(conflicts[0], psycopg.errors.DeadlockDetected)
+    assert scene.agrees()
+
+
+def _lock_record_and_end(other: sa.Connection) -> None:
+    other.execute(sa.text("UPDATE client_deletions SET actor = 'other' WHERE client_id = 'acme'"))
+    other.commit()
+
+
+@pytest.mark.parametrize("query", ["", "?hard=true"])
+def test_connections_that_the_server_closed_are_replaced_and_not_reported(scene: Scene, query: str) -> None:
+    engine = _engine(scene)
+    connections = [engine.connect() for _ in range(5)]
+    for connection in connections:
+        connection.close()
+    assert _close_all(scene) >= 5
+    answer = scene.host.delete(f"acme{query}")
+    assert answer.status_code == 200
+    assert scene.agrees()
+
+
+@pytest.mark.parametrize("query", ["", "?hard=true"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_connection_closed_between_the_steps_or_in_one_is_replaced(
+    scene: Scene, query: str, step: int
+) -> None:
+    closed = []
+
+    def close(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        starts = ("WITH", "INSERT") if step == 1 else ("UPDATE client_deletions", "SELECT client_deletions")
+        if statement.startswith(starts) and not closed:
+            closed.append(_close_all(scene))
+
+    sa.event.listen(_engine(scene), "before_cursor_execute", close)
+    assert scene.host.delete(f"acme{query}").status_code == 200
+    assert closed
+    assert len(scene.host.records("acme")) == 1
+    assert scene.agrees()
+
+
+def _close_all(scene: Scene) -> int:
+    """Let the server close every connection but ours; return how many."""
+    with scene.second_connection() as connection:
+        if scene.kind == "postgresql":
+            others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            return len(connection.execute(sa.text(f"SELECT pg_terminate_backend(pid, 5000) {others}")).all())
+        mine = "SELECT id FROM information_schema.processlist WHERE id <> CONNECTION_ID() AND db = 'test'"
+        ids = connection.scalars(sa.text(mine)).all()
+        for id in ids:
+            with suppress(sa.exc.OperationalError):  # gone already
+                connection.execute(sa.text(f"KILL {id}"))
+    return len(ids)

@@ -1,0 +1,127 @@
+"""How the databases find the few unfinished records among very many: by an index, in its order."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from flask_mythic_clients.model import Action
+from tests.hosts import KeyValue
+
+from .scene import Scene, make_scene
+
+MANY = 100_000
+FEW = 20
+COLUMNS = "client_id, action, actor, kv_keys, requested_at, settled_at, verified_at"
+INSERT = f"INSERT INTO client_deletions ({COLUMNS})"
+VALUES = "'soft', 'tests', '[]', {then}, {settled}, {verified}"
+# {then} is a time that differs from row to row, as in life: the planners count distinct values.
+FILL = {
+    "sqlite": "WITH RECURSIVE s(seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM s WHERE seq < {rows}) "
+    f"{INSERT} SELECT 'c' || seq, {VALUES} FROM s",
+    "postgresql": f"{INSERT} SELECT 'c' || seq, {VALUES} FROM generate_series(1, {{rows}}) seq",
+    "mariadb": f"{INSERT} SELECT concat('c', seq), {VALUES} FROM seq_1_to_{{rows}}",
+}
+THEN = {
+    "sqlite": "datetime('2001-01-01', '+' || seq || ' seconds') || '.000000'",
+    "postgresql": "timestamptz '2001-01-01Z' + seq * interval '1 second'",
+    "mariadb": "'2001-01-01' + INTERVAL seq SECOND",
+}
+NULL = {"sqlite": "NULL", "postgresql": "NULL::timestamptz", "mariadb": "NULL"}
+
+
+@pytest.fixture
+def scene(database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Scene]:
+    """A ledger of many finished records, a few pending ones and a few that are not verified."""
+    with make_scene(database_url, empty_kv("redis")) as scene:
+        scene.add()
+        then, null = THEN[scene.kind], NULL[scene.kind]
+        analyze = "ANALYZE TABLE" if scene.kind == "mariadb" else "ANALYZE"
+        with scene.host.flask.app_context(), scene.host.db.engine.begin() as connection:
+            for rows, settled, verified in ((MANY, then, then), (FEW, null, null), (FEW, then, null)):
+                fill = FILL[scene.kind].format(rows=rows, then=then, settled=settled, verified=verified)
+                connection.exec_driver_sql(fill)
+            connection.exec_driver_sql(f"{analyze} client_deletions").close()
+        yield scene
+
+
+LOOKS: dict[str, Callable[[Scene], Any]] = {
+    "what is pending": lambda scene: list(scene.host.clients.service.pending()),
+    "the backlog": lambda scene: scene.host.clients.service.backlog(),
+    "all of reconcile": lambda scene: scene.host.clients.service.reconcile(),
+    "a request": lambda scene: scene.host.clients.service.soft_delete("acme", actor="tests"),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_no_statement_reads_or_sorts_the_whole_ledger(scene: Scene, look: str) -> None:
+    with scene.host.flask.app_context():
+        statements = _statements(scene, LOOKS[look])
+        assert statements
+        for statement, parameters in statements:
+            _check_plan(scene, statement, parameters)
+
+
+def test_a_reconcile_finds_the_few_among_the_many(scene: Scene) -> None:
+    done = scene.reconcile()
+    # What was just settled is too young to be verified.
+    assert (done.settled, done.verified, done.failed) == (FEW, FEW, 0)
+    scene.act(Action.SOFT)
+    assert scene.agrees()
+
+
+def _statements(scene: Scene, look: Callable[[Scene], Any]) -> list[tuple[str, Any]]:
+    """Take what is really sent: the plans are made afterwards."""
+    found: list[tuple[str, Any]] = []
+
+    def note(_conn: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if "client_deletions" in statement and not statement.startswith("INSERT"):
+            found.append((statement, parameters))
+
+    engine = scene.host.db.engine
+    sa.event.listen(engine, "before_cursor_execute", note)
+    look(scene)
+    sa.event.remove(engine, "before_cursor_execute", note)
+    return [pair for pair in found if "WITH changed" not in pair[0]]
+
+
+def _check_plan(scene: Scene, statement: str, parameters: Any) -> None:
+    options = {"sqlite": "QUERY PLAN", "postgresql": "(ANALYZE, FORMAT JSON)", "mariadb": ""}[scene.kind]
+    with scene.host.db.engine.connect() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN {options} {statement}", parameters)
+        rows = plan.mappings().all()
+        connection.rollback()  # ANALYZE executes
+    {"sqlite": _check_sqlite, "postgresql": _check_postgresql, "mariadb": _check_mariadb}[scene.kind](rows)
+
+
+def _check_sqlite(rows: Any) -> None:
+    plan = [row["detail"] for row in rows]
+    assert any("INDEX ix_client_deletions" in step for step in plan), plan
+    assert not [step for step in plan if step.startswith("SCAN") or "TEMP B-TREE" in step], plan
+
+
+def _check_postgresql(rows: Any) -> None:
+    [plan] = [row["QUERY PLAN"] for row in rows]
+    plan = json.loads(plan) if isinstance(plan, str) else plan
+    nodes = list(_nodes(plan[0]["Plan"]))
+    assert any("Index" in node["Node Type"] for node in nodes), plan
+    for node in nodes:
+        assert node["Node Type"] != "Seq Scan", plan
+        # Sorting a few is a matter of taste, sorting the ledger is not.
+        seen = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+        assert max(node["Plan Rows"], seen) < 1000, plan
+
+
+def _nodes(node: Any) -> Iterator[Any]:
+    yield node
+    for child in node.get("Plans", ()):
+        yield from _nodes(child)
+
+
+def _check_mariadb(rows: Any) -> None:
+    for row in rows:
+        assert row["type"] not in ("ALL", "index"), rows
+        assert row["key"] is not None, rows
+        assert int(row["rows"]) < 1000, rows

@@ -1,0 +1,385 @@
+"""The commands: data on stdout, messages on stderr, and an exit code for each outcome."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import pytest
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Mapped, mapped_column
+
+from flask_mythic_clients.auth import AdminKeys, digest
+from flask_mythic_clients.backends.memory import MemoryStore
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin
+from flask_mythic_clients.config import Settings
+from tests.hosts import Gate, Host, contents, mounting
+
+KEYS = ("client:acme", "publishable_key:pk-acme")
+DONE, REFUSED, USAGE, NO_ANSWER = 0, 1, 2, 3
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """The entries of the clients."""
+    return MemoryStore()
+
+
+@pytest.fixture
+def gate(store: MemoryStore) -> Gate:
+    """The way to the entries."""
+    return Gate(store)
+
+
+@pytest.fixture
+def mount(tmp_path: Path, gate: Gate) -> Iterator[Callable[..., Host]]:
+    """Mount the package on clients with orders, which forbid removal, and notes, which go with it."""
+
+    def mount_on(**config: Any) -> Host:
+        db = SQLAlchemy()
+
+        class Client(ClientMixin, db.Model):  # type: ignore[name-defined,misc]
+            __tablename__ = "clients"
+            publishable_key: Mapped[str | None] = mapped_column(sa.String(64))
+
+        client_id = "client_id", sa.String(255)
+        sa.Table("orders", db.metadata, sa.Column(*client_id, sa.ForeignKey("clients.id")))
+        sa.Table("notes", db.metadata, sa.Column(*client_id, sa.ForeignKey("clients.id", ondelete="CASCADE")))
+        templates = ["client:{id}", "publishable_key:{publishable_key}"]
+        config = {"MYTHIC_CLIENTS_KV_KEYS": templates, **config}
+        return mounted(db=db, model=Client, config=config)
+
+    with mounting(f"sqlite:///{tmp_path / 'test.db'}", gate) as mounted:
+        yield mount_on
+
+
+@pytest.fixture
+def host(mount: Callable[..., Host], store: MemoryStore) -> Host:
+    """Client `acme` with both its entries."""
+    host = mount()
+    _add(host, store, "acme")
+    return host
+
+
+def _add(host: Host, store: MemoryStore, id: str) -> None:
+    host.add(id=id, name="Acme", publishable_key=f"pk-{id}")
+    store.set(f"client:{id}", "{}")
+    store.set(f"publishable_key:pk-{id}", id)
+
+
+def _refer(host: Host, table: str, rows: int = 1) -> None:
+    with host.flask.app_context(), host.db.engine.begin() as connection:
+        values = [{"client_id": "acme"}] * rows
+        connection.execute(sa.insert(host.db.metadata.tables[table]), values)
+
+
+def _run(host: Host, *arguments: str, typed: str | None = None) -> click.testing.Result:
+    runner = host.flask.test_cli_runner(env={"LOGNAME": "ada"})
+    return runner.invoke(args=["mythic-clients", *arguments], input=typed)
+
+
+def _status(host: Host) -> bool | None:
+    return {row.id: row.status for row in host.rows()}.get("acme")
+
+
+class TestCreateKey:
+    """It needs no database."""
+
+    def test_the_key_is_printed_once_and_its_entry_is_accepted(self, host: Host) -> None:
+        result = _run(host, "create-key", "ops")
+        key, entry = result.stdout.splitlines()
+        assert result.exit_code == DONE
+        assert result.output.count(key) == 1
+        assert "once" in result.stderr
+        assert key not in result.stderr
+        name, _, value = entry.partition("=")
+        settings = Settings.from_config({name: value})
+        assert AdminKeys(settings.admin_keys)(key) == "ops"
+
+    def test_json_holds_name_key_and_digest(self, host: Host) -> None:
+        result = _run(host, "create-key", "ops", "--json")
+        made = json.loads(result.stdout)
+        assert list(made) == ["name", "key", "digest"]
+        assert (made["name"], made["digest"]) == ("ops", digest(made["key"]))
+        assert (result.exit_code, result.stderr) == (DONE, "")
+        Settings.from_config({"MYTHIC_CLIENTS_ADMIN_KEYS": {made["name"]: made["digest"]}})
+
+    @pytest.mark.parametrize("name", ["", "a b", "a=b", "a,b", "é"])
+    def test_what_is_no_name_is_wrong_usage_and_makes_no_key(self, host: Host, name: str) -> None:
+        result = _run(host, "create-key", name)
+        assert (result.exit_code, result.stdout) == (USAGE, "")
+        assert "1 to 64 letters" in result.stderr
+
+
+class TestDelete:
+    """Soft, and with --hard for good."""
+
+    def test_it_is_soft_and_the_actor_is_the_user(self, host: Host) -> None:
+        result = _run(host, "delete", "acme")
+        assert (result.exit_code, result.stdout) == (DONE, "")
+        assert "acme: soft-deleted" in result.stderr
+        assert _status(host) is False
+        assert host.records("acme")[0].actor == "cli:ada"
+
+    def test_a_user_without_a_name_is_just_the_cli(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        def getuser() -> str:
+            raise KeyError("getpwuid(): uid not found: 4711")
+
+        monkeypatch.setattr("getpass.getuser", getuser)
+        assert _run(host, "delete", "acme").exit_code == DONE
+        assert host.records("acme")[0].actor == "cli"
+
+    def test_hard_needs_the_id_typed(self, host: Host, store: MemoryStore) -> None:
+        result = _run(host, "delete", "--hard", "acme", typed="acme\n")
+        assert (result.exit_code, result.stdout) == (DONE, "")
+        assert "type its id" in result.stderr
+        assert _status(host) is None
+        assert [store.get(key) for key in KEYS] == [None, None]
+
+    @pytest.mark.parametrize("typed", ["y\n", "yes\n", "Acme\n", "acme2\n", None, ""])
+    def test_another_id_or_none_removes_nothing(self, host: Host, store: MemoryStore, typed: str) -> None:
+        before = contents(host, store, *KEYS)
+        result = _run(host, "delete", "--hard", "acme", typed=typed)
+        assert result.exit_code == REFUSED
+        assert contents(host, store, *KEYS) == before
+
+    def test_yes_does_not_ask(self, host: Host) -> None:
+        result = _run(host, "delete", "--hard", "--yes", "acme")
+        assert (result.exit_code, result.stdout) == (DONE, "")
+        assert "type" not in result.stderr
+        assert _status(host) is None
+
+    def test_each_id_is_asked_for_and_one_that_fails_stops_no_other(
+        self, host: Host, store: MemoryStore
+    ) -> None:
+        for id in ("b", "c"):
+            _add(host, store, id)
+        result = _run(host, "delete", "--hard", "acme", "b", "c", typed="acme\nwrong\nc\n")
+        assert result.exit_code == REFUSED
+        assert "b: not removed" in result.stderr
+        assert [row.id for row in host.rows()] == ["b"]
+
+    @pytest.mark.parametrize("bad", ["nobody", "not.an.id"])
+    def test_an_unknown_or_impossible_id_is_refused_and_the_others_are_done(
+        self, host: Host, bad: str
+    ) -> None:
+        result = _run(host, "delete", bad, "acme")
+        assert (result.exit_code, result.stdout) == (REFUSED, "")
+        assert f"{bad}: " in result.stderr
+        assert "acme: soft-deleted" in result.stderr
+        assert _status(host) is False
+
+    def test_the_worst_outcome_is_the_exit_code(self, host: Host, gate: Gate) -> None:
+        gate.closed = True
+        assert _run(host, "delete", "acme", "nobody").exit_code == NO_ANSWER
+
+    def test_a_store_that_is_away_names_the_repair(self, host: Host, gate: Gate, store: MemoryStore) -> None:
+        gate.closed = True
+        result = _run(host, "delete", "--hard", "--yes", "acme")
+        assert (result.exit_code, result.stdout) == (NO_ANSWER, "")
+        assert "reconcile" in result.stderr
+        gate.closed = False
+        assert _run(host, "reconcile").exit_code == DONE
+        assert [store.get(key) for key in KEYS] == [None, None]
+
+    def test_a_row_that_others_refer_to_is_refused(self, host: Host) -> None:
+        _refer(host, "orders")
+        result = _run(host, "delete", "--hard", "--yes", "acme")
+        assert result.exit_code == REFUSED
+        assert "foreign key" in result.stderr
+        assert _status(host) is True
+
+    @pytest.mark.parametrize("arguments", [[], ["--json", "acme"], ["--wrong", "acme"]])
+    def test_wrong_usage_changes_nothing(self, host: Host, arguments: list[str]) -> None:
+        assert _run(host, "delete", *arguments).exit_code == USAGE
+        assert _status(host) is True
+
+
+class TestDryRun:
+    """It prints what would be met, and changes nothing."""
+
+    @pytest.mark.parametrize("hard", [True, False])
+    def test_it_names_row_dependents_and_the_very_keys_and_changes_nothing(
+        self, host: Host, store: MemoryStore, gate: Gate, hard: bool
+    ) -> None:
+        _refer(host, "notes", rows=3)
+        before = contents(host, store, *KEYS)
+        gate.closed = True  # not even asked
+        flag = ["--hard"] if hard else []
+        result = _run(host, "delete", "--dry-run", "--json", *flag, "acme")
+        assert (result.exit_code, result.stderr) == (DONE, "")
+        shown = json.loads(result.stdout)
+        assert list(shown) == ["id", "hard", "row", "dependents", "kv_keys"]
+        assert (shown["id"], shown["hard"]) == ("acme", hard)
+        row = {"id": "acme", "name": "Acme", "status": True, "publishable_key": "pk-acme"}
+        assert shown["row"] == row
+        assert shown["dependents"] == [{"column": "notes.client_id", "rows": 3, "on_delete": "CASCADE"}]
+        assert contents(host, store, *KEYS) == before
+        gate.closed = False
+        assert _run(host, "delete", "--yes", *flag, "acme").exit_code == DONE
+        assert list(host.records("acme")[0].kv_keys) == shown["kv_keys"] == list(KEYS)
+
+    def test_a_key_of_a_null_column_is_in_neither(self, host: Host) -> None:
+        host.add(id="bare", name="")
+        shown = json.loads(_run(host, "delete", "--dry-run", "--json", "--hard", "bare").stdout)
+        _run(host, "delete", "--hard", "--yes", "bare")
+        assert shown["kv_keys"] == list(host.records("bare")[0].kv_keys) == ["client:bare"]
+
+    @pytest.mark.parametrize(("hard", "words"), [(True, "removed"), (False, "status would be false")])
+    def test_people_get_the_same_in_words_on_stdout(self, host: Host, hard: bool, words: str) -> None:
+        _refer(host, "orders", rows=2)
+        result = _run(host, "delete", "--dry-run", *(["--hard"] if hard else []), "acme")
+        assert (result.exit_code, result.stderr) == (DONE, "")
+        for text in (words, "publishable_key: pk-acme", "2 rows of orders.client_id", "NO ACTION", *KEYS):
+            assert text in result.stdout
+
+    def test_no_listener_of_the_hosts_orm_is_called(self, host: Host) -> None:
+        called = []
+        for event in ("before_delete", "after_delete", "before_update", "after_update"):
+            sa.event.listen(host.model, event, lambda *_: called.append(1))
+        for flag in ([], ["--hard"]):
+            assert _run(host, "delete", "--dry-run", *flag, "acme").exit_code == DONE
+        assert called == []
+        _run(host, "delete", "acme")
+        assert called  # they are there
+
+    def test_each_id_is_a_line_of_json_and_one_that_fails_stops_no_other(
+        self, host: Host, store: MemoryStore
+    ) -> None:
+        _add(host, store, "b")
+        result = _run(host, "delete", "--dry-run", "--json", "acme", "nobody", "b")
+        assert result.exit_code == REFUSED
+        assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == ["acme", "b"]
+        assert "nobody: " in result.stderr
+
+    def test_the_guard_answers_as_it_would_and_a_soft_delete_is_not_its_concern(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        host = mount(MYTHIC_CLIENTS_HARD_DELETE="deny")
+        _add(host, store, "acme")
+        result = _run(host, "delete", "--dry-run", "--hard", "acme")
+        assert (result.exit_code, result.stdout) == (REFUSED, "")
+        assert "does not allow hard deletes" in result.stderr
+        assert _run(host, "delete", "--dry-run", "acme").exit_code == DONE
+        assert _run(host, "delete", "--hard", "--yes", "acme").exit_code == REFUSED
+        assert _status(host) is True
+
+
+class TestRestore:
+    """It takes soft deletes back."""
+
+    def test_one_that_fails_stops_no_other(self, host: Host) -> None:
+        _run(host, "delete", "acme")
+        result = _run(host, "restore", "nobody", "acme")
+        assert (result.exit_code, result.stdout) == (REFUSED, "")
+        assert "acme: active." in result.stderr
+        assert _status(host) is True
+        assert host.records("acme")[1].actor == "cli:ada"
+
+    def test_without_an_answer_it_is_3(self, host: Host, gate: Gate) -> None:
+        _run(host, "delete", "acme")
+        gate.closed = True
+        assert _run(host, "restore", "acme").exit_code == NO_ANSWER
+
+
+class TestReconcileAndStatus:
+    """For cron, and for monitors."""
+
+    def test_status_tells_what_is_pending_and_how_to_repair_it(self, host: Host, gate: Gate) -> None:
+        result = _run(host, "status")
+        assert (result.exit_code, result.stdout, result.stderr) == (DONE, "pending 0, oldest -\n", "")
+        gate.closed = True
+        _run(host, "delete", "acme")
+        result = _run(host, "status")
+        assert result.exit_code == REFUSED
+        assert result.stdout.startswith("pending 1, oldest 20")
+        assert "flask mythic-clients reconcile" in result.stderr
+
+    def test_status_as_json(self, host: Host, gate: Gate) -> None:
+        assert json.loads(_run(host, "status", "--json").stdout) == {"pending": 0, "oldest": None}
+        gate.closed = True
+        _run(host, "delete", "acme")
+        result = _run(host, "status", "--json")
+        shown = json.loads(result.stdout)
+        assert (result.exit_code, list(shown), shown["pending"]) == (REFUSED, ["pending", "oldest"], 1)
+        assert shown["oldest"].endswith("+00:00")
+
+    def test_reconcile_settles_and_says_so(self, host: Host, gate: Gate) -> None:
+        gate.closed = True
+        _run(host, "delete", "acme")
+        gate.closed = False
+        result = _run(host, "reconcile")
+        assert (result.exit_code, result.stdout) == (DONE, "settled 1, verified 0, failed 0\n")
+        result = _run(host, "reconcile", "--json")
+        assert json.loads(result.stdout) == {"settled": 0, "verified": 0, "failed": 0}
+
+    def test_reconcile_without_an_answer_is_3_and_loses_nothing(self, host: Host, gate: Gate) -> None:
+        gate.closed = True
+        _run(host, "delete", "acme")
+        result = _run(host, "reconcile", "--json")
+        assert (result.exit_code, result.stdout) == (NO_ANSWER, "")
+        assert "key-value store" in result.stderr
+        assert _run(host, "status").exit_code == REFUSED
+
+    def test_reconcile_that_had_to_leave_a_client_is_1(self, tmp_path: Path) -> None:
+        def entries(row: Any) -> dict[str, None]:
+            if not row.status:
+                raise LookupError(row.id)
+            return {f"client:{row.id}": None}
+
+        with mounting(f"sqlite:///{tmp_path / 'test.db'}", MemoryStore()) as mounted:
+            host = mounted(entries=entries)
+            host.add(id="acme")
+            _run(host, "delete", "acme")
+            result = _run(host, "reconcile", "--json")
+            assert result.exit_code == REFUSED
+            assert json.loads(result.stdout) == {"settled": 0, "verified": 0, "failed": 1}
+
+
+class TestReading:
+    """Lists for people, and for programs."""
+
+    def test_list_prints_id_and_status(self, host: Host, store: MemoryStore) -> None:
+        _add(host, store, "b")
+        _run(host, "delete", "b")
+        assert _run(host, "list").stdout == "id\tstatus\nacme\tTrue\nb\tFalse\n"
+        shown = json.loads(_run(host, "list", "--json").stdout)
+        assert shown == [{"id": "acme", "status": True}, {"id": "b", "status": False}]
+
+    def test_lists_of_nothing_are_empty_and_no_error(self, mount: Callable[..., Host]) -> None:
+        host = mount()
+        for command in (["list"], ["history", "nobody"]):
+            result = _run(host, *command)
+            assert (result.exit_code, result.stdout) == (DONE, "")
+            assert json.loads(_run(host, *command, "--json").stdout) == []
+
+    def test_the_history_of_a_client_that_is_gone_is_told(self, host: Host) -> None:
+        _run(host, "delete", "acme")
+        _run(host, "delete", "--hard", "--yes", "acme")
+        soft, hard = json.loads(_run(host, "history", "acme", "--json").stdout)
+        assert list(soft) == [
+            *("id", "client_id", "action", "actor", "kv_keys"),
+            *("requested_at", "settled_at", "verified_at"),
+        ]
+        assert (soft["action"], hard["action"]) == ("soft", "hard")
+        assert hard["kv_keys"] == list(KEYS)
+        assert hard["verified_at"] is None
+        names, *lines = _run(host, "history", "acme").stdout.splitlines()
+        assert names.split("\t") == list(soft)
+        assert lines[1].split("\t")[2:5] == ["hard", "cli:ada", " ".join(KEYS)]
+
+    def test_the_history_of_an_impossible_id_is_refused(self, host: Host) -> None:
+        assert _run(host, "history", "no.id").exit_code == REFUSED
+
+    @pytest.mark.parametrize(
+        "command",
+        [["list"], ["history", "acme"], ["status"], ["reconcile"], ["delete", "acme"], ["restore", "acme"]],
+    )
+    def test_without_the_database_every_command_is_3(self, host: Host, command: list[str]) -> None:
+        with host.flask.app_context(), host.db.engine.begin() as connection:
+            host.db.metadata.drop_all(connection)
+        result = _run(host, *command)
+        assert (result.exit_code, result.stdout) == (NO_ANSWER, "")
+        assert "database" in result.stderr

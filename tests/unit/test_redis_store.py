@@ -1,0 +1,189 @@
+"""What the contract of the key-value stores does not say about Redis: time, secrets and refusals."""
+
+import logging
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+
+from flask_mythic_clients import KeyValueStoreError
+from flask_mythic_clients.backends.redis import RedisStore
+from tests.hosts import KeyValue
+
+PASSWORD = "s3cret"
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def kv(request: pytest.FixtureRequest, empty_kv: Callable[[str], KeyValue]) -> KeyValue:
+    """An empty server of each kind."""
+    return empty_kv(request.param)
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    """A socket that accepts and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield listening
+
+
+def _url(listening: socket.socket, credentials: str = "") -> str:
+    return f"redis://{credentials}127.0.0.1:{listening.getsockname()[1]}/0"
+
+
+def _failure(store: RedisStore) -> KeyValueStoreError:
+    with pytest.raises(KeyValueStoreError) as caught:
+        store.apply(remove=["a"], overwrite={"b": "c"})
+    return caught.value
+
+
+def _shown(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)) + repr(error.__cause__)
+
+
+def test_neither_the_store_nor_its_errors_show_the_password(
+    listening: socket.socket, kv: KeyValue, caplog: pytest.LogCaptureFixture
+) -> None:
+    credentials = f"user:{PASSWORD}@"
+    caplog.set_level(logging.DEBUG)
+    assert kv.url is not None
+    for url in (
+        _url(listening, credentials),  # hangs
+        f"redis://{credentials}127.0.0.1:1/0",  # refuses the connection
+        kv.url.replace("redis://", f"redis://{credentials}"),  # refuses the password
+        f"redis://{credentials}no-such-host.invalid/0",
+    ):
+        store = RedisStore.from_url(url, timeout=0.1)
+        assert PASSWORD not in f"{store} {store!r}"
+        assert PASSWORD not in _shown(_failure(store))
+    assert PASSWORD not in caplog.text
+
+
+@pytest.mark.parametrize("url", [f"redis://:{PASSWORD}#x@localhost/0", f"redis://:{PASSWORD}/x@localhost/0"])
+def test_a_url_that_cannot_be_read_is_refused_without_its_password(url: str) -> None:
+    """A password with a # or / that was not escaped is read as a port."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - a host logs whatever it is
+        RedisStore.from_url(url).apply(remove=["a"], overwrite={})
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("timeout", [0.1, 0.3])
+def test_a_hung_server_is_given_the_timeout_once(listening: socket.socket, timeout: float) -> None:
+    store = RedisStore.from_url(_url(listening), timeout=timeout)
+    began = time.monotonic()
+    error = _failure(store)
+    took = time.monotonic() - began
+    assert isinstance(error.__cause__, redis.TimeoutError)
+    assert timeout * 0.9 < took < timeout * 2
+    assert _accepted(listening) == 1
+
+
+def test_a_server_that_hangs_later_is_given_the_timeout_once(kv: KeyValue) -> None:
+    assert kv.url is not None
+    store = RedisStore.from_url(kv.url, timeout=0.3)
+    store.apply(remove=["a"], overwrite={})
+    kv.raw.client_pause(10_000, all=False)
+    try:
+        began = time.monotonic()
+        error = _failure(store)
+        took = time.monotonic() - began
+    finally:
+        kv.raw.client_unpause()
+    assert isinstance(error.__cause__, redis.TimeoutError)
+    assert took < 0.6
+
+
+def test_the_default_timeout_is_a_second(listening: socket.socket) -> None:
+    began = time.monotonic()
+    _failure(RedisStore.from_url(_url(listening)))
+    assert 0.9 < time.monotonic() - began < 2
+
+
+def test_a_connection_that_the_server_closed_is_replaced(kv: KeyValue) -> None:
+    for _ in range(3):
+        kv.store.apply(remove=["a"], overwrite={})
+        kv.raw.set("a", "1")
+        kv.raw.client_kill_filter(_type="normal", skipme=True)
+        assert kv.store.apply(remove=["a"], overwrite={}) == {"a"}
+
+
+def test_a_server_that_always_closes_is_not_tried_more_than_twice(listening: socket.socket) -> None:
+    tried = []
+
+    def close_all() -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            tried.append(1)
+            connection.close()
+
+    closer = threading.Thread(target=close_all)
+    closer.start()
+    error = _failure(RedisStore.from_url(_url(listening), timeout=0.5))
+    listening.shutdown(socket.SHUT_RDWR)
+    closer.join(5)
+    assert isinstance(error.__cause__, redis.ConnectionError)
+    assert 1 <= len(tried) <= 2  # redis-py before 7 gives up sooner
+
+
+def test_a_replica_that_may_not_be_written_to_has_not_confirmed(kv: KeyValue) -> None:
+    kv.raw.set("a", "1")
+    kv.raw.replicaof("127.0.0.1", "1")
+    try:
+        error = _failure(kv.store)  # type: ignore[arg-type]
+    finally:
+        kv.raw.replicaof("NO", "ONE")
+    assert isinstance(error.__cause__, redis.ReadOnlyError)
+    assert kv.raw.get("a") == "1"
+
+
+def test_a_user_without_the_right_has_not_confirmed(kv: KeyValue) -> None:
+    assert kv.url is not None
+    kv.raw.acl_setuser(
+        "reader", enabled=True, passwords=[f"+{PASSWORD}"], keys=["*"], commands=["+get"], reset=True
+    )
+    try:
+        error = _failure(RedisStore.from_url(kv.url.replace("redis://", f"redis://reader:{PASSWORD}@")))
+    finally:
+        kv.raw.acl_deluser("reader")
+    assert isinstance(error.__cause__, redis.ResponseError)
+    assert PASSWORD not in _shown(error)
+
+
+def test_one_refused_command_of_many_is_a_failure(kv: KeyValue) -> None:
+    """The pipeline is no transaction: what was done before the refusal stays done."""
+    assert kv.url is not None
+    kv.raw.mset({"a": "1", "b": "1"})
+    commands = ["+get", "+del", "+ping"]
+    kv.raw.acl_setuser("remover", enabled=True, nopass=True, keys=["*"], commands=commands, reset=True)
+    try:
+        _failure(RedisStore.from_url(kv.url.replace("redis://", "redis://remover:x@")))
+    finally:
+        kv.raw.acl_deluser("remover")
+    assert (kv.raw.get("a"), kv.raw.get("b")) == (None, "1")
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, ["a"], None, object()])
+def test_a_value_that_cannot_be_sent_is_the_hosts_mistake_and_no_outage(kv: KeyValue, value: object) -> None:
+    with pytest.raises(redis.DataError):
+        kv.store.apply(remove=[], overwrite={"a": value})  # type: ignore[dict-item]
+
+
+def _accepted(listening: socket.socket) -> int:
+    """Count the connections that wait to be accepted."""
+    listening.setblocking(False)
+    count = 0
+    while True:
+        try:
+            connection, _ = listening.accept()
+        except BlockingIOError:
+            return count
+        connection.close()
+        count += 1

@@ -1,0 +1,303 @@
+"""The service alone, on the stores in memory: guard, restore, pages, clock."""
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from flask_mythic_clients import (
+    ClientNotFoundError,
+    HardDeleteForbiddenError,
+    InvalidClientIdError,
+    KeyValueStoreError,
+)
+from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
+from flask_mythic_clients.entries import KeyTemplates, Value
+from flask_mythic_clients.model import Action, Backlog, Client, DeletionRecord, HardDelete, Reconciliation
+from flask_mythic_clients.service import DeletionService
+
+WINDOW = timedelta(seconds=60)
+METHODS = ["soft_delete", "hard_delete", "restore"]
+
+
+class Clock:
+    """Stands still until told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def entries(client: Client) -> Mapping[str, Value | None]:
+    """Name one entry whose value follows from the row, and one that only the host knows."""
+    return {f"client:{client.id}": f"{client.active}", f"pk:{client.id}": None}
+
+
+class World:
+    """A service, and what lies behind it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.rows, self.kv, self.clock = MemoryRepository(), MemoryStore(), Clock()
+        self.announced: list[DeletionRecord] = []
+        self.away = False
+        self.service = DeletionService(
+            self.rows,
+            self,
+            options.pop("entries", entries),
+            clock=self.clock,
+            verify_after=WINDOW,
+            on_settled=self.announced.append,
+            **options,
+        )
+
+    def apply(self, **work: Any) -> set[str]:
+        """Be the key-value store, which may be away."""
+        if self.away:
+            raise KeyValueStoreError
+        return self.kv.apply(**work)
+
+    def add(self, id: str = "acme", *, status: bool = True) -> None:
+        """Add a client with its entries."""
+        self.rows.add(id, status=status)
+        self.kv.set(f"client:{id}", f"{status}")
+        self.kv.set(f"pk:{id}", "host's")
+
+    def act(self, method: str, id: str = "acme") -> None:
+        """Call a method of the service."""
+        getattr(self.service, method)(id, actor="tests")
+
+    def fail(self, method: str, id: str = "acme") -> None:
+        """Call a method while the key-value store is away."""
+        self.away = True
+        with pytest.raises(KeyValueStoreError):
+            self.act(method, id)
+        self.away = False
+
+    def state(self, id: str = "acme") -> tuple[bool | None, Value | None, Value | None]:
+        """Return the row's status and both entries."""
+        status = {client.id: client.active for client in self.service.clients()}.get(id)
+        return status, self.kv.get(f"client:{id}"), self.kv.get(f"pk:{id}")
+
+
+SOFT = (False, "False", "host's")
+ACTIVE = (True, "True", "host's")
+GONE = (None, None, None)
+
+
+class Untouchable:
+    """Fails the test at the first touch."""
+
+    def __getattr__(self, name: str) -> None:
+        pytest.fail(f"{name} was called")
+
+
+@pytest.mark.parametrize("id", ["", "a" * 256, "a b", "a/b", "a\n", "é", "a.b", "a:b", "٣"])
+def test_an_invalid_id_is_refused_before_any_store_is_asked(id: str) -> None:
+    untouchable: Any = Untouchable()
+    service = DeletionService(untouchable, untouchable, untouchable)
+    for method in METHODS:
+        with pytest.raises(InvalidClientIdError) as caught:
+            getattr(service, method)(id, actor="tests")
+        assert caught.value.client_id == id
+    with pytest.raises(InvalidClientIdError):
+        service.history(id)
+    with pytest.raises(InvalidClientIdError):
+        service.preview(id, hard=True)
+
+
+def test_delete_restore_and_remove_in_turn() -> None:
+    world = World()
+    world.add()
+    states = {"soft_delete": SOFT, "restore": ACTIVE, "hard_delete": GONE}
+    for method in ("soft_delete", "restore", "soft_delete", "hard_delete"):
+        world.act(method)
+        assert world.state() == states[method]
+    actions = [record.action for record in world.service.history("acme")]
+    assert actions == [Action.SOFT, Action.RESTORE, Action.SOFT, Action.HARD]
+    assert [record.action for record in world.announced] == actions
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_unknown_client_is_not_found_and_leaves_no_record(method: str) -> None:
+    world = World()
+    with pytest.raises(ClientNotFoundError) as caught:
+        world.act(method)
+    assert caught.value.client_id == "acme"
+    assert world.service.history("acme") == []
+
+
+@pytest.mark.parametrize(("method", "status"), [("soft_delete", False), ("restore", True)])
+def test_what_already_is_so_is_success_without_a_record(method: str, status: bool) -> None:
+    world = World()
+    world.add(status=status)
+    world.act(method)
+    assert world.service.history("acme") == world.announced == []
+
+
+@pytest.mark.parametrize("again", METHODS)
+@pytest.mark.parametrize("first", ["soft_delete", "hard_delete"])
+def test_any_later_call_finishes_what_an_earlier_one_began(first: str, again: str) -> None:
+    world = World()
+    world.add()
+    world.fail(first)
+    assert world.service.backlog().pending == 1
+    if (first, again) == ("hard_delete", "restore"):
+        with pytest.raises(ClientNotFoundError):  # finished, and there is nothing to restore
+            world.act(again)
+    else:
+        world.act(again)
+    assert world.service.backlog().pending == 0
+    final = GONE if "hard_delete" in (first, again) else ACTIVE if again == "restore" else SOFT
+    assert world.state() == final
+
+
+def test_a_restore_after_an_unconfirmed_deletion_settles_both() -> None:
+    world = World()
+    world.add()
+    world.fail("soft_delete")
+    world.fail("restore")
+    world.act("restore")
+    assert world.state() == ACTIVE
+    assert [record.action for record in world.announced] == [Action.SOFT, Action.RESTORE]
+
+
+def test_the_guard_denies_every_hard_delete_and_changes_nothing() -> None:
+    world = World(guard=HardDelete.DENY)
+    for status in (True, False):
+        world.add(status=status)
+        before = world.state()
+        with pytest.raises(HardDeleteForbiddenError, match="does not allow hard deletes"):
+            world.act("hard_delete")
+        with pytest.raises(HardDeleteForbiddenError):
+            world.service.preview("acme", hard=True)
+        assert world.state() == before
+    assert world.service.history("acme") == []
+    assert world.service.preview("acme", hard=False).client.id == "acme"
+
+
+def test_the_guard_lets_only_soft_deleted_clients_go() -> None:
+    world = World(guard=HardDelete.AFTER_SOFT_DELETE)
+    world.add()
+    with pytest.raises(HardDeleteForbiddenError, match="soft-deleted"):
+        world.act("hard_delete")
+    with pytest.raises(HardDeleteForbiddenError):
+        world.service.preview("acme", hard=True)
+    assert world.state() == ACTIVE
+    world.act("soft_delete")
+    assert world.service.preview("acme", hard=True).kv_keys == ("client:acme", "pk:acme")
+    world.act("hard_delete")
+    assert world.state() == GONE
+
+
+@pytest.mark.parametrize("guard", HardDelete)
+def test_the_guard_does_not_hide_that_there_is_no_client(guard: HardDelete) -> None:
+    with pytest.raises(ClientNotFoundError):
+        World(guard=guard).act("hard_delete")
+
+
+@pytest.mark.parametrize("guard", [HardDelete.DENY, HardDelete.AFTER_SOFT_DELETE])
+def test_a_guarded_hard_delete_finishes_what_is_pending_all_the_same(guard: HardDelete) -> None:
+    world = World(guard=guard)
+    world.add()
+    world.fail("soft_delete")
+    world.fail("restore")
+    with pytest.raises(HardDeleteForbiddenError):
+        world.act("hard_delete")
+    assert world.state() == ACTIVE
+    assert world.service.backlog().pending == 0
+
+
+def test_pending_and_backlog_tell_the_oldest_first_over_all_pages() -> None:
+    world = World()
+    start = world.clock.now
+    ids = [f"c{number}" for number in range(250)]
+    for id in ids:
+        world.add(id)
+        world.fail("soft_delete", id)
+        world.clock.now += timedelta(seconds=1)
+    assert [record.client_id for record in world.service.pending()] == ids
+    assert world.service.backlog() == Backlog(pending=250, oldest=start)
+    assert world.service.reconcile() == Reconciliation(settled=250, verified=0, failed=0)
+    assert list(world.service.pending()) == []
+    assert world.service.backlog() == Backlog(pending=0, oldest=None)
+
+
+def test_the_times_of_a_record_are_the_clocks() -> None:
+    world = World()
+    world.add()
+    requested = world.clock.now
+    world.fail("hard_delete")
+    settled = world.clock.now = requested + timedelta(seconds=10)
+    world.service.reconcile()
+    verified = world.clock.now = settled + WINDOW
+    world.service.reconcile()
+    [record] = world.service.history("acme")
+    assert (record.requested_at, record.settled_at, record.verified_at) == (requested, settled, verified)
+
+
+def test_a_record_is_verified_when_the_window_has_passed_and_not_before() -> None:
+    world = World()
+    world.add()
+    world.act("hard_delete")
+    world.clock.now += WINDOW - timedelta(microseconds=1)
+    assert world.service.reconcile().verified == 0
+    world.clock.now += timedelta(microseconds=1)
+    assert [world.service.reconcile().verified for _ in range(2)] == [1, 0]
+
+
+def test_what_came_back_is_removed_with_one_warning_that_names_the_client(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    world.add()
+    world.act("hard_delete")
+    world.kv.set("client:acme", "True")
+    world.kv.set("pk:acme", "host's")
+    world.clock.now += WINDOW
+    world.service.reconcile()
+    assert world.state() == GONE
+    [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "Client acme: 2 entries" in warning.getMessage()
+
+
+def test_a_key_that_now_belongs_to_a_newer_client_of_that_id_is_left_to_it() -> None:
+    world = World()
+    world.add()
+    world.act("hard_delete")
+    world.add()
+    world.clock.now += WINDOW
+    assert world.service.reconcile().verified == 1
+    assert world.state() == ACTIVE
+
+
+def test_a_client_whose_entries_cannot_be_named_is_counted_once(caplog: pytest.LogCaptureFixture) -> None:
+    poisoned: set[str] = set()
+
+    def poisonous(client: Client) -> Mapping[str, Value | None]:
+        if client.id in poisoned:
+            raise LookupError(client.id)
+        return entries(client)
+
+    world = World(entries=poisonous)
+    for id in ("a", "b", "c"):
+        world.add(id)
+        world.act("soft_delete", id)
+        world.fail("restore", id)
+    poisoned.add("b")
+    world.clock.now += WINDOW
+    # For b both its pending and its unverified record must be left.
+    assert world.service.reconcile() == Reconciliation(settled=2, verified=2, failed=1)
+    assert {record.getMessage() for record in caplog.records} == {"Client b could not be reconciled."}
+
+
+def test_templates_may_stand_in_for_a_function() -> None:
+    world = World(entries=KeyTemplates(["client:{id}"]))
+    world.add()
+    world.act("soft_delete")
+    assert world.state() == (False, "True", "host's")  # no value is known, so none is written
+    world.act("hard_delete")
+    assert world.state() == (None, None, "host's")
