@@ -35,8 +35,8 @@ class RedisStore:
         except ValueError:
             # Its text may hold a part of the password, so it is no cause to show.
             raise ConfigurationError(
-                "The Redis URL cannot be read: write redis://:PASSWORD@HOST:6379/0, and '#', '/', '@' and '%' "
-                "in the password as %23, %2F, %40 and %25."
+                "The Redis URL cannot be read: write redis://:PASSWORD@HOST:6379/0, and in the password "
+                "%23 for '#', %2F for '/', %40 for '@' and %25 for '%'."
             ) from None
         return cls(client)
 
