@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def blocks(language: str, containing: str = "") -> list[str]:
 CALLERS = {
     # tool, language, what tells the block, file name, command
     "curl": ("curl", "sh", "curl", "call.sh", ["sh"]),
-    "requests": ("python", "python", "import requests", "call.py", ["python"]),
+    "requests": (sys.executable, "python", "import requests", "call.py", [sys.executable]),
     "fetch": ("node", "javascript", "fetch", "call.mjs", ["node"]),
     "go": ("go", "go", "net/http", "call.go", ["go", "run"]),
     "ruby": ("ruby", "ruby", "Net::HTTP", "call.rb", ["ruby"]),

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -102,7 +103,16 @@ def test_gunicorn_workers_start_at_once_on_an_empty_database(
     example.key = create_key()
     example.environment["MYTHIC_CLIENTS_ADMIN_KEYS"] = f"ops={digest(example.key)}"
     example.process = example.spawn(
-        *("gunicorn", "--workers", "6", "--bind", "127.0.0.1:0", "example_app:create_app()")
+        *(
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "--workers",
+            "6",
+            "--bind",
+            "127.0.0.1:0",
+            "example_app:create_app()",
+        )
     )
     booted, lines = 0, []
     for line in example.process.stdout or ():
