@@ -60,7 +60,7 @@ def test_the_python_blocks_run_in_their_order(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    kv, key = empty_kv("redis"), create_key()
+    kv, key = empty_kv("either"), create_key()
     monkeypatch.setenv("MYTHIC_CLIENTS_ADMIN_KEYS", f"ops={digest(key)}")
     mount, *others = [text for text in blocks("python") if "import requests" not in text]
     # Each block that makes its own `clients` makes its own table too; so each starts from the first.

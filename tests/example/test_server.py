@@ -98,7 +98,7 @@ def test_gunicorn_workers_start_at_once_on_an_empty_database(
     url = empty_database(database)
     # As a user writes it: without the driver's name.
     example.environment["DATABASE_URL"] = url.replace("+psycopg", "").replace("+pymysql", "")
-    kv = empty_kv("redis")
+    kv = empty_kv("either")
     example.environment["REDIS_URL"] = kv.url or ""
     example.key = create_key()
     example.environment["MYTHIC_CLIENTS_ADMIN_KEYS"] = f"ops={digest(example.key)}"

@@ -22,7 +22,7 @@ THREADS = 16
 @pytest.fixture
 def scene(database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Scene]:
     """Client `acme`, on each database."""
-    with make_scene(database_url, empty_kv("redis")) as scene:
+    with make_scene(database_url, empty_kv("either")) as scene:
         scene.add()
         yield scene
 
@@ -156,7 +156,7 @@ def test_an_open_transaction_of_the_host_stays_open(
     config = {**CONFIG}
     if database_url.startswith("sqlite"):  # one writer a file: a host that writes makes us wait
         config["SQLALCHEMY_ENGINE_OPTIONS"] = {"connect_args": {"timeout": 0.2}}
-    with make_scene(database_url, empty_kv("redis"), config=config) as scene:
+    with make_scene(database_url, empty_kv("either"), config=config) as scene:
         scene.add()
         with scene.host.flask.app_context():
             session = scene.host.db.session
@@ -182,7 +182,7 @@ def test_an_open_transaction_of_the_host_stays_open(
 def test_without_keys_every_request_is_refused_and_the_log_says_why(
     database_url: str, empty_kv: Callable[[str], KeyValue], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with make_scene(database_url, empty_kv("redis")) as scene:
+    with make_scene(database_url, empty_kv("either")) as scene:
         scene.add()
         closed = Flask("closed")
         closed.config["SQLALCHEMY_DATABASE_URI"] = database_url

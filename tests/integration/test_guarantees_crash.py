@@ -24,7 +24,7 @@ DONE = {Action.SOFT: False, Action.HARD: None, Action.RESTORE: True}
 @pytest.fixture
 def scene(database_url: str, empty_kv: Callable[[str], KeyValue], action: Action) -> Iterator[Scene]:
     """Client `acme`, in the state that the action changes."""
-    with make_scene(database_url, empty_kv("redis")) as scene:
+    with make_scene(database_url, empty_kv("either")) as scene:
         scene.add()
         if action is Action.RESTORE:
             scene.act(Action.SOFT)

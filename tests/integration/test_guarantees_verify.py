@@ -20,7 +20,7 @@ from .scene import AWAY, Scene, document, make_scene
 @pytest.fixture
 def scene(database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Scene]:
     """Client `acme`, on each database."""
-    with make_scene(database_url, empty_kv("redis")) as scene:
+    with make_scene(database_url, empty_kv("either")) as scene:
         scene.add()
         yield scene
 
@@ -137,7 +137,7 @@ def test_reconcile_with_the_kv_store_away_loses_nothing(scene: Scene) -> None:
 def test_keys_are_recorded_before_a_change_of_the_configuration(
     database_url: str, empty_kv: Callable[[str], KeyValue]
 ) -> None:
-    kv = empty_kv("redis")
+    kv = empty_kv("either")
     with make_scene(database_url, kv) as before:
         before.add()
         before.tap.store = AWAY
@@ -175,7 +175,7 @@ def poison() -> Poison:
 @pytest.fixture
 def poisoned(database_url: str, empty_kv: Callable[[str], KeyValue], poison: Poison) -> Iterator[Scene]:
     """Three clients; their soft deletions are pending, and the entries of the second cannot be named."""
-    with make_scene(database_url, empty_kv("redis"), config={}, entries=poison) as scene:
+    with make_scene(database_url, empty_kv("either"), config={}, entries=poison) as scene:
         scene.tap.store, real = AWAY, scene.tap.store
         for id in ("a", "b", "c"):
             scene.add(id)

@@ -27,7 +27,7 @@ def open_scene(empty_kv: Callable[[str], KeyValue]) -> Callable[[str], Any]:
     @contextmanager
     def open_on(url: str, **engine_options: Any) -> Iterator[Scene]:
         config = {**CONFIG, "SQLALCHEMY_ENGINE_OPTIONS": engine_options}
-        with make_scene(url, empty_kv("redis"), config=config) as scene:
+        with make_scene(url, empty_kv("either"), config=config) as scene:
             for action in ACTION:
                 scene.add(f"first-{action}")
                 scene.act(action, f"first-{action}")

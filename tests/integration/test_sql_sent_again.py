@@ -27,7 +27,7 @@ def scene(
     request: pytest.FixtureRequest, empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
 ) -> Iterator[Scene]:
     """Client `acme`, on the databases with servers."""
-    with make_scene(empty_database(request.param), empty_kv("redis")) as scene:
+    with make_scene(empty_database(request.param), empty_kv("either")) as scene:
         scene.add()
         yield scene
 

@@ -35,7 +35,7 @@ NULL = {"sqlite": "NULL", "postgresql": "NULL::timestamptz", "mariadb": "NULL"}
 @pytest.fixture
 def scene(database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Scene]:
     """A ledger of many finished records, a few pending ones and a few that are not verified."""
-    with make_scene(database_url, empty_kv("redis")) as scene:
+    with make_scene(database_url, empty_kv("either")) as scene:
         scene.add()
         then, null = THEN[scene.kind], NULL[scene.kind]
         analyze = "ANALYZE TABLE" if scene.kind == "mariadb" else "ANALYZE"
