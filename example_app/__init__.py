@@ -5,8 +5,11 @@
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import redis
 from flask import Flask, Response
 
 from flask_mythic_clients import MythicClients
@@ -46,15 +49,21 @@ def create_app(memory: MemoryStore | None = None) -> Flask:
     @app.get("/api/v1/clients/<client_id>")
     def show(client_id: str) -> Response:
         """Answer from the key-value store, as a hot path does; fill it from the database on a miss."""
-        key, source = f"client:{client_id}", "key-value store"
-        document = cache.get(key)
-        if document is None:
-            client = db.get_or_404(Client, client_id)
-            document, source = client.entry_values()[key], "database"
+        with suppress(redis.RedisError):  # a cache that is away is a miss
+            if document := cache.get(f"client:{client_id}"):
+                return _answer(document, "key-value store")
+        client = db.get_or_404(Client, client_id)
+        key = f"client:{client.id}"  # as the row has it: MariaDB finds an id in any case
+        document = client.entry_values()[key]
+        with suppress(redis.RedisError):
             cache.set(key, document)
-        return Response(document, mimetype="application/json", headers={"X-Answered-From": source})
+        return _answer(document, "database")
 
     return app
+
+
+def _answer(document: Any, source: str) -> Response:
+    return Response(document, mimetype="application/json", headers={"X-Answered-From": source})
 
 
 def _admin_keys(instance: Path) -> str:

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _key_value_store(instance: Path) -> AbstractContextManager[MemoryStore | None]:
-    if "REDIS_URL" in os.environ:
+    if os.environ.get("REDIS_URL"):
         return nullcontext()
     if stores.has_valkey():
         return stores.embedded_valkey(instance)
@@ -47,20 +47,23 @@ def _key_of_first_start(instance: Path) -> str | None:
     if "MYTHIC_CLIENTS_ADMIN_KEYS" in os.environ or file.exists():
         return None
     key = create_key()
-    file.write_text(f"admin={digest(key)}\n")
+    with file.open("x") as new:
+        new.write(f"admin={digest(key)}\n")
     print(f"\nThe admin key, shown this once:\n\n  {key}\n")
     return key
 
 
 def _greet(url: str, key: str | None) -> None:
     if not key:
-        print("\nThe admin key was shown at the first start; put it in ADMIN_KEY.\n")
+        print("\nThe admin key was shown at the first start; put it in ADMIN_KEY.")
+        print(f"Lost it? Delete instance/{KEYS_FILE} and start again.\n")
     print("Soft-delete a demo client (with ?hard=true: for good), and look at it:\n")
     print(
         f"  curl -X DELETE '{url}/api/v1/clients/demo-1' "
         f'-H "Authorization: Bearer {key or "$ADMIN_KEY"}" -H "Content-Type: application/json"'
     )
     print(f"  curl -i '{url}/api/v1/clients/demo-1'\n")
+    print("More, beside this server: flask --app example_app mythic-clients --help\n")
     print(f"Serving on {url}; Ctrl-C ends it.", flush=True)
 
 

@@ -14,6 +14,7 @@ from .errors import (
     StoreError,
 )
 from .extension import MythicClients
+from .model import DeletionRecord
 from .signals import client_hard_deleted, client_restored, client_soft_deleted
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ClientInUseError",
     "ClientNotFoundError",
     "ConfigurationError",
+    "DeletionRecord",
     "HardDeleteForbiddenError",
     "HardDeleteRefusedError",
     "InvalidClientIdError",

@@ -147,7 +147,10 @@ def _add_reading(group: AppGroup, service: DeletionService) -> None:
     def history_command(client_id: str, as_json: bool) -> None:
         """Print the deletion records of a client, also of one that is gone."""
         with _exit_codes():
-            _print_rows(map(dataclasses.asdict, service.history(client_id)), as_json)
+            records = service.history(client_id)
+        if not records:
+            click.echo(f"{client_id}: no records.", err=True)
+        _print_rows(map(dataclasses.asdict, records), as_json)
 
 
 class _NoAnswerError(click.ClickException):
@@ -195,8 +198,10 @@ def _for_each(client_ids: Iterable[str], act: Callable[[str], None]) -> None:
 def _failure(message: str, error: MythicClientsError) -> click.ClickException:
     if not isinstance(error, StoreError):
         return click.ClickException(message)
-    cause = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
-    return _NoAnswerError(f"{message}{cause} `reconcile` finishes what was begun.")
+    cause = str(error.__cause__).partition("\n")[0]
+    return _NoAnswerError(
+        f"{message} ({cause}) The same command again, or `reconcile`, finishes what was begun."
+    )
 
 
 def _print_json(value: Any) -> None:
@@ -215,9 +220,11 @@ def _print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
 
 
 def _text(value: object) -> str:
+    """Write a value; control characters, which a client's name may hold, are escaped for the terminal."""
     if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return "-" if value is None else str(value)
+        return " ".join(map(_text, value))
+    text = "-" if value is None else str(value)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print_preview(preview: Preview, hard: bool, as_json: bool) -> None:
@@ -229,8 +236,8 @@ def _print_preview(preview: Preview, hard: bool, as_json: bool) -> None:
     on_entry = "would be removed" if hard else "would be rewritten where its value is known"
     click.echo(f"client {preview.client.id}: " + ("would be removed" if hard else "status would be false"))
     for name, value in preview.columns.items():
-        click.echo(f"  {name}: {value}")
+        click.echo(f"  {name}: {_text(value)}")
     for dependent in preview.dependents:
-        click.echo(f"  referred to by {dependent.rows} rows of {dependent.column} ({dependent.on_delete})")
+        click.echo(f"  rows of {dependent.column} that refer to it: {dependent.rows} ({dependent.on_delete})")
     for key in preview.kv_keys:
-        click.echo(f"  entry {key}: {on_entry}")
+        click.echo(f"  entry {_text(key)}: {on_entry}")

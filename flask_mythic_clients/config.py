@@ -69,8 +69,8 @@ def _admin_keys(key: str, value: object) -> Mapping[str, str]:
             )
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise ConfigurationError(
-                f"{key}: entry {len(keys) + 1} is not 'sha256:' and 64 hex digits. Plain keys are refused: "
-                "make a key and its digest with `flask mythic-clients create-key NAME`."
+                f"{key}: entry {len(keys) + 1} is not 'sha256:' and 64 lower-case hex digits. Plain keys are "
+                "refused: empty this setting, and make a key with `flask mythic-clients create-key NAME`."
             )
         if name in keys:
             raise ConfigurationError(f"{key}: the name {name!r} stands there twice; rename one.")

@@ -67,7 +67,9 @@ def _parse(template: str) -> _Parts:
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ConfigurationError(f"MYTHIC_CLIENTS_KV_KEYS: {template!r}: {error}.") from error
+        raise ConfigurationError(
+            f"MYTHIC_CLIENTS_KV_KEYS: {template!r}: {error}; write for example 'client:{{id}}'."
+        ) from error
     for _, column, spec, conversion in parsed:
         if column is not None and (not column.isidentifier() or spec or conversion):
             raise ConfigurationError(

@@ -37,7 +37,7 @@ class ClientError(MythicClientsError):
 
 
 class InvalidClientIdError(ClientError):
-    """A client id is 1 to 255 characters, each a letter a-z or A-Z, a digit, '_' or '-'."""
+    """A client id is a text of 1 to 255 characters, each a letter a-z or A-Z, a digit, '_' or '-'."""
 
 
 class ClientNotFoundError(ClientError):
@@ -61,8 +61,8 @@ class StoreError(MythicClientsError):
 
 
 class RepositoryError(StoreError):
-    """The database did not confirm the change."""
+    """The database did not answer or did not confirm."""
 
 
 class KeyValueStoreError(StoreError):
-    """The key-value store did not confirm: the entries may or may not be gone."""
+    """The key-value store did not confirm: the entries may or may not have been changed."""

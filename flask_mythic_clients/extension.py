@@ -39,6 +39,12 @@ class MythicClients:
         entries: Callable[[Any], Entries] | None = None,
         verify_key: VerifyKey | None = None,
     ) -> None:
+        if not callable(getattr(repository, "record", None)):
+            raise ConfigurationError(
+                f"repository= takes a ClientRepository, not {type(repository).__name__}."
+            )
+        if not callable(getattr(kv, "apply", None)):
+            raise ConfigurationError(f"kv= takes a KeyValueStore, not {type(kv).__name__}.")
         self._repository = repository
         self._kv = kv
         self._entries = entries
@@ -78,6 +84,8 @@ class MythicClients:
     @property
     def service(self) -> DeletionService:
         """The service of the current app, for routes and jobs of the host's own."""
+        if _NAME not in current_app.extensions:
+            raise ConfigurationError("MythicClients is not registered on this app: call init_app(app) first.")
         service: DeletionService = current_app.extensions[_NAME]
         return service
 

@@ -3,13 +3,16 @@
 `flask_mythic_clients.testing` holds the contracts in executable form.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from .entries import EntryRule, Value
 from .model import Backlog, Change, Client, DeletionRecord, Holding, Preview
+
+Clock: TypeAlias = Callable[[], datetime]
+"""Tells the time, aware, in UTC."""
 
 
 class KeyValueStore(Protocol):
@@ -36,11 +39,12 @@ class DeletionSteps(Protocol):
         """
         ...
 
-    def settle(self, client_ids: Collection[str], *, at: datetime) -> AbstractContextManager[Holding]:
+    def settle(self, client_ids: Collection[str], *, clock: Clock) -> AbstractContextManager[Holding]:
         """Hold every pending record of the clients; leaving the block stamps them as settled.
 
-        Waits for whoever holds one of them. The clients are read after that, as they are then; all of
-        them, also where nothing is pending.
+        Waits for whoever holds one of them. The clock is read after that, for no record may seem settled
+        before it was made: its time to be verified would come too early. Then the clients are read, as they
+        are now; all of them, also where nothing is pending.
         An exception in the block leaves the records pending.
         """
         ...

@@ -19,7 +19,7 @@ from .model import (
     Reconciliation,
     check_client_id,
 )
-from .ports import ClientRepository, KeyValueStore
+from .ports import ClientRepository, Clock, KeyValueStore
 
 logger = logging.getLogger(__package__)
 
@@ -46,7 +46,7 @@ class DeletionService:
         guard: HardDelete = HardDelete.ALLOW,
         verify_after: timedelta = timedelta(seconds=60),
         on_settled: Callable[[DeletionRecord], None] = lambda _: None,
-        clock: Callable[[], datetime] = _now,
+        clock: Clock = _now,
     ) -> None:
         self._repository = repository
         self._kv = kv
@@ -145,7 +145,7 @@ class DeletionService:
             raise ClientNotFoundError(client_id)
 
     def _settle(self, client_ids: Collection[str]) -> Holding:
-        with self._repository.settle(client_ids, at=self._clock()) as holding:
+        with self._repository.settle(client_ids, clock=self._clock) as holding:
             self._bring_in_line(holding)
         for record in holding.records:
             self._on_settled(record)
@@ -159,11 +159,11 @@ class DeletionService:
             if again := found.intersection(record.kv_keys):
                 found -= again  # an older record may name the same keys
                 logger.warning(
-                    "Client %s: %d entries had come back after record %d was settled, and are removed again. "
+                    "Client %s: entries had come back after record %d was settled, and are removed: %d. "
                     "Something writes entries from rows it read long before.",
                     record.client_id,
-                    len(again),
                     record.id,
+                    len(again),
                 )
         return holding
 
@@ -181,6 +181,9 @@ class DeletionService:
                     remove.add(key)
                 elif (value := entries[key]) is not None:
                     overwrite[key] = value
+                elif record.action is Action.HARD and record.verified_at is None:
+                    # The row is a newer client's under an old id, and the old one's entry was never removed.
+                    remove.add(key)
         return self._kv.apply(remove=remove, overwrite=overwrite)
 
     def _pages(self, settled_before: datetime | None) -> Iterator[Sequence[DeletionRecord]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..entries import EntryRule, Value
 from ..model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
+from ..ports import Clock
 
 _PAGE = 100
 
@@ -100,9 +101,10 @@ class MemoryRepository:
             return True
 
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
+    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""
         with self._hold(client_ids):
+            at = clock()
             yield from self._stamping(
                 client_ids, [replace(r, settled_at=at) for r in self._of(client_ids) if r.settled_at is None]
             )

@@ -14,6 +14,10 @@ class RedisStore:
     """Entries in Redis 6 or later, or in Valkey."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
+        if not hasattr(client, "pipeline"):
+            raise ConfigurationError(
+                "RedisStore takes a client of redis-py; for a URL use RedisStore.from_url."
+            )
         self._client = client
 
     @classmethod
@@ -56,6 +60,6 @@ class RedisStore:
             replies = pipeline.execute()
         except redis.DataError:
             raise  # a value that cannot be sent: the host's mistake, not an outage
-        except redis.RedisError as error:
+        except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
             raise KeyValueStoreError from error
         return {key for key, found in zip(keys, replies, strict=False) if found}

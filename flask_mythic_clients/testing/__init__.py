@@ -6,7 +6,7 @@ A backend joins by overriding fixtures; every test of the contract then runs on 
 
     class TestMyStore(KeyValueStoreContract):
         @pytest.fixture
-        def raw(self):  # looks behind the store: get, set(…, ex=seconds), ttl, as in redis-py
+        def raw(self):  # looks behind: get, set(…, ex=seconds), ttl, as redis-py with decode_responses=True
             return my_server()
 
         @pytest.fixture

@@ -133,7 +133,7 @@ class _Threads:
 
         def settle() -> Holding:
             first()
-            with repository.settle(client_ids, at=at) as holding:
+            with repository.settle(client_ids, clock=lambda: at) as holding:
                 thread.entered.set()
                 return holding
 
@@ -170,7 +170,7 @@ def _record(repository: ClientRepository, client_id: str, *actions: Action) -> N
 
 
 def _settle(repository: ClientRepository, *client_ids: str, at: datetime) -> Holding:
-    with repository.settle(client_ids, at=at) as holding:
+    with repository.settle(client_ids, clock=lambda: at) as holding:
         return holding
 
 

@@ -2,7 +2,7 @@
 # ruff: noqa: D102 - the name of a test is its docstring
 
 from collections.abc import Collection, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Barrier
 from typing import Never
@@ -47,7 +47,7 @@ class HoldingContract(RepositoryFixtures):
         for client_id in (acme, acme2):
             add_client(client_id)
             _record(repository, client_id, _SOFT, _RESTORE, _HARD)
-        with repository.settle([acme], at=_at(1)) as holding:
+        with repository.settle([acme], clock=lambda: _at(1)) as holding:
             assert [record.action for record in holding.records] == [_SOFT, _RESTORE, _HARD]
         assert [record.settled_at for record in repository.history(acme)] == [_at(1)] * 3
         assert [record.settled_at for record in repository.history(acme2)] == [None] * 3
@@ -59,7 +59,7 @@ class HoldingContract(RepositoryFixtures):
         _record(repository, acme, _SOFT)
         _settle(repository, acme, at=_at(1))
         _record(repository, acme, _RESTORE)
-        with repository.settle([acme], at=_at(2)) as holding:
+        with repository.settle([acme], clock=lambda: _at(2)) as holding:
             assert [record.action for record in holding.records] == [_RESTORE]
         assert _settle(repository, acme, at=_at(3)).records == ()
         assert [record.settled_at for record in repository.history(acme)] == [_at(1), _at(2)]
@@ -71,7 +71,7 @@ class HoldingContract(RepositoryFixtures):
         for client_id in self.ids:
             add_client(client_id)
             _record(repository, client_id, _SOFT)
-        with repository.settle([zeta, acme], at=_at(1)) as holding:
+        with repository.settle([zeta, acme], clock=lambda: _at(1)) as holding:
             assert sorted(record.client_id for record in holding.records) == [acme, zeta]
             assert set(holding.clients) == {acme, zeta}
         assert [_states(repository, client_id) for client_id in self.ids] == [
@@ -90,7 +90,7 @@ class HoldingContract(RepositoryFixtures):
             client_ids: Collection[str] = collection([acme, acme2])
             _record(repository, acme, action)
             _record(repository, acme2, action)
-            with repository.settle(client_ids, at=_at(1)) as holding:
+            with repository.settle(client_ids, clock=lambda: _at(1)) as holding:
                 assert len(holding.records) == 2
             with repository.verify(client_ids, at=_at(3), settled_before=_at(2)) as holding:
                 assert len(holding.records) == 2
@@ -114,7 +114,7 @@ class HoldingContract(RepositoryFixtures):
         add_client(acme, name="Zoë")
         _record(repository, acme, _SOFT)
         for active in (False, True):
-            with repository.settle([acme], at=_at(1)) as holding:
+            with repository.settle([acme], clock=lambda: _at(1)) as holding:
                 assert [(client.id, client.active) for client in holding.clients.values()] == [(acme, active)]
                 assert holding.clients[acme].row.name == "Zoë"
             assert holding.clients[acme].row.name == "Zoë"  # also after the block
@@ -128,7 +128,7 @@ class HoldingContract(RepositoryFixtures):
             add_client(client_id)
         _record(repository, acme, _SOFT, _HARD)
         _record(repository, acme2, _SOFT)
-        with repository.settle([acme, acme2], at=_at(1)) as holding:
+        with repository.settle([acme, acme2], clock=lambda: _at(1)) as holding:
             assert len(holding.records) == 3
             assert set(holding.clients) == {acme2}
 
@@ -152,7 +152,7 @@ class HoldingContract(RepositoryFixtures):
         _settle(repository, acme, at=_at(1))
         assert _settle(repository, acme, at=_at(2)).records == ()
         assert _settle(repository, acme2, at=_at(2)) == Holding((), {})
-        with repository.settle([], at=_at(2)) as holding:
+        with repository.settle([], clock=lambda: _at(2)) as holding:
             assert holding == Holding((), {})
 
     def test_settle_yields_the_clients_also_when_nothing_is_pending(
@@ -161,7 +161,7 @@ class HoldingContract(RepositoryFixtures):
         # By this the service tells a client that is already soft-deleted from one that never was.
         acme, acme2, _ = self.ids
         add_client(acme, status=False)
-        with repository.settle([acme, acme2], at=_at(1)) as holding:
+        with repository.settle([acme, acme2], clock=lambda: _at(1)) as holding:
             assert holding.records == ()
             assert [(client.id, client.active) for client in holding.clients.values()] == [(acme, False)]
 
@@ -174,7 +174,7 @@ class HoldingContract(RepositoryFixtures):
             add_client(client_id)
             _record(repository, client_id, _SOFT, _RESTORE)
         failure = error("planned")
-        with pytest.raises(error) as caught, repository.settle([acme, acme2], at=_at(1)):
+        with pytest.raises(error) as caught, repository.settle([acme, acme2], clock=lambda: _at(1)):
             raise failure
         assert caught.value is failure
         for client_id in (acme, acme2):
@@ -187,7 +187,7 @@ class HoldingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        with repository.settle([acme], at=_at(1)) as first:
+        with repository.settle([acme], clock=lambda: _at(1)) as first:
             second = threads.settle(repository, acme, at=_at(2))
             assert not second.entered.wait(_HOLD), "Two settlers held the records at once."
         assert len(first.records) == 1
@@ -202,7 +202,7 @@ class HoldingContract(RepositoryFixtures):
         _record(repository, acme, _SOFT)
 
         def fail() -> Never:
-            with repository.settle([acme], at=_at(1)):
+            with repository.settle([acme], clock=lambda: _at(1)):
                 waiting.append(threads.settle(repository, acme, at=_at(2)))
                 assert not waiting[0].entered.wait(_HOLD), "Two settlers held the records at once."
                 raise _PlannedError
@@ -221,7 +221,7 @@ class HoldingContract(RepositoryFixtures):
         for client_id in self.ids:
             add_client(client_id)
             _record(repository, client_id, _SOFT)
-        with repository.settle([acme2], at=_at(1)):
+        with repository.settle([acme2], clock=lambda: _at(1)):
             second = threads.settle(repository, zeta, acme2, acme, at=_at(2))
             assert not second.entered.wait(_HOLD), "Two settlers held a record at once."
         assert sorted(record.client_id for record in second.result().records) == [acme, zeta]
@@ -232,7 +232,7 @@ class HoldingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        with repository.settle([acme], at=_at(1)):
+        with repository.settle([acme], clock=lambda: _at(1)):
             second = threads.settle(repository, acme, at=_at(2))
             second.entered.wait(_HOLD)
             restore = threads.start(lambda: repository.record(_change(acme, _RESTORE), _TEMPLATES))
@@ -242,6 +242,34 @@ class HoldingContract(RepositoryFixtures):
         holding = second.result()
         assert restore.result() is True
         assert holding.clients[acme].active or not recorded
+
+    def test_no_record_is_settled_earlier_than_it_was_made(
+        self, repository: ClientRepository, add_client: AddClient, threads: _Threads
+    ) -> None:
+        """Also where a settler waits, and finds a record that was made in the meantime."""
+        acme, *_ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+
+        def record_later() -> bool:
+            return repository.record(_change(acme, _RESTORE, at=datetime.now(UTC)), _TEMPLATES)
+
+        def settle() -> None:
+            with repository.settle([acme], clock=lambda: datetime.now(UTC)):
+                pass
+
+        with pytest.raises(_PlannedError), repository.settle([acme], clock=lambda: _at(0)):  # noqa: PT012
+            settler = threads.start(settle)
+            settler.join(_HOLD)
+            recorder = threads.start(record_later)
+            recorder.join(_HOLD)
+            raise _PlannedError  # its record is left to the one who waits
+        assert recorder.result()
+        settler.result()
+        settle()
+        _, restored = repository.history(acme)
+        assert restored.settled_at is not None
+        assert restored.settled_at >= restored.requested_at
 
     @pytest.mark.parametrize("action", [_RESTORE, _HARD])
     @_rules
@@ -256,7 +284,7 @@ class HoldingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        with repository.settle([acme], at=_at(1)) as holding:
+        with repository.settle([acme], clock=lambda: _at(1)) as holding:
             change = threads.start(lambda: repository.record(_change(acme, action), rule))
             change.join(_HOLD)  # Where the database locks as a whole, it waits for the end of the block.
         assert change.result() is True
@@ -279,7 +307,7 @@ class HoldingContract(RepositoryFixtures):
 
         def settle(ids: Sequence[str]) -> Sequence[int]:
             start.wait(_PATIENCE)
-            with repository.settle(ids, at=_at(1)) as holding:
+            with repository.settle(ids, clock=lambda: _at(1)) as holding:
                 return [record.id for record in holding.records]
 
         settlers = [threads.start(partial(settle, ids)) for ids in orders]

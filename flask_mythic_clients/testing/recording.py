@@ -244,7 +244,7 @@ class RecordingContract(RepositoryFixtures):
         repository.record(_change(acme, _SOFT), _TEMPLATES)
         for lookalike in self.lookalikes:
             assert repository.history(lookalike) == [], lookalike
-            with repository.settle([lookalike], at=_at(1)) as holding:
+            with repository.settle([lookalike], clock=lambda: _at(1)) as holding:
                 assert holding == Holding((), {}), lookalike
         _settle(repository, acme, at=_at(1))
         for lookalike in self.lookalikes:

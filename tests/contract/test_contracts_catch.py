@@ -12,6 +12,7 @@ import pytest
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import EntryRule, Value
 from flask_mythic_clients.model import Change, DeletionRecord, Holding
+from flask_mythic_clients.ports import Clock
 from flask_mythic_clients.testing import ClientRepositoryContract, KeyValueStoreContract
 
 _T = TypeVar("_T", bound=type)
@@ -117,8 +118,8 @@ class AnswersFromAReadBeforeTheWrite(MemoryRepository):
 @fails("test_settle_stamps_all_pending_records_of_the_client")
 class StampsOnlyTheNewest(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
-        with super().settle(client_ids, at=at) as holding:
+    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
+        with super().settle(client_ids, clock=clock) as holding:
             yield holding
         for record in holding.records[:-1]:
             self._records[record.id] = replace(record, settled_at=None)
@@ -131,8 +132,8 @@ class StampsOnlyTheNewest(MemoryRepository):
 )
 class NeverRollsBack(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
-        with super().settle(client_ids, at=at) as holding:
+    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
+        with super().settle(client_ids, clock=clock) as holding:
             self._records.update((record.id, record) for record in holding.records)
             yield holding
 
@@ -146,8 +147,8 @@ class NeverRollsBack(MemoryRepository):
 @fails("test_an_exception_in_settles_block_leaves_all_pending_and_comes_out_unchanged")
 class SwallowsTheException(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
-        with suppress(Exception), super().settle(client_ids, at=at) as holding:
+    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
+        with suppress(Exception), super().settle(client_ids, clock=clock) as holding:
             yield holding
 
 
@@ -177,28 +178,28 @@ class VerifiesWithoutHoldingTheClients(MemoryRepository):
 @fails("test_a_settler_that_waited_yields_the_client_as_it_is_after_the_wait")
 class ReadsTheClientsBeforeItWaits(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
+    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
         clients = self._clients(client_ids)
-        with super().settle(client_ids, at=at) as holding:
+        with super().settle(client_ids, clock=clock) as holding:
             yield replace(holding, clients=clients)
 
 
 @fails("test_settle_yields_the_clients_also_when_nothing_is_pending")
 class ReadsOnlyClientsWithRecords(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
-        with super().settle(client_ids, at=at) as holding:
+    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
+        with super().settle(client_ids, clock=clock) as holding:
             yield holding if holding.records else Holding((), {})
 
 
 @fails("test_a_change_recorded_while_the_client_is_held_is_still_pending_afterwards")
 class StampsWhatItDidNotHold(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
-        with super().settle(client_ids, at=at) as holding:
+    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
+        with super().settle(client_ids, clock=clock) as holding:
             yield holding
         for record in self._of(client_ids):
-            self._records[record.id] = replace(record, settled_at=record.settled_at or at)
+            self._records[record.id] = replace(record, settled_at=record.settled_at or clock())
 
 
 @fails("test_verify_leaves_pending_records_alone")

@@ -98,7 +98,8 @@ def _check_plan(scene: Scene, statement: str, parameters: Any) -> None:
 
 def _check_sqlite(rows: Any) -> None:
     plan = [row["detail"] for row in rows]
-    assert any("INDEX ix_client_deletions" in step for step in plan), plan
+    by_id = "SEARCH client_deletions USING INTEGER PRIMARY KEY (rowid=?)"
+    assert any("INDEX ix_client_deletions" in step or step == by_id for step in plan), plan
     assert not [step for step in plan if step.startswith("SCAN") or "TEMP B-TREE" in step], plan
 
 

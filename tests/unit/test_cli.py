@@ -232,7 +232,13 @@ class TestDryRun:
         _refer(host, "orders", rows=2)
         result = _run(host, "delete", "--dry-run", *(["--hard"] if hard else []), "acme")
         assert (result.exit_code, result.stderr) == (DONE, "")
-        for text in (words, "publishable_key: pk-acme", "2 rows of orders.client_id", "NO ACTION", *KEYS):
+        for text in (
+            words,
+            "publishable_key: pk-acme",
+            "rows of orders.client_id that refer to it: 2",
+            "NO ACTION",
+            *KEYS,
+        ):
             assert text in result.stdout
 
     def test_no_listener_of_the_hosts_orm_is_called(self, host: Host) -> None:

@@ -65,6 +65,7 @@ ARGUMENTS = {
     "client_ids": ["acme"],
     "client_id": "acme",
     "at": NOW,
+    "clock": lambda: NOW,
     "settled_before": NOW,
     "after": None,
     "remove": ["client:acme"],

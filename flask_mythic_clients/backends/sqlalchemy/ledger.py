@@ -1,8 +1,10 @@
 """The ledger table `client_deletions`, and what is read from it."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
@@ -10,8 +12,12 @@ from sqlalchemy.orm import Session
 
 from ...errors import ConfigurationError
 from ...model import Action, Backlog, DeletionRecord
+from ...ports import Clock
 
 _PAGE = 100
+
+# Whose ledger a table is. Not in `Table.info`: Alembic writes that into the migrations it generates.
+_models: WeakKeyDictionary[sa.Table, type] = WeakKeyDictionary()
 
 # Ids are compared to the letter. MariaDB's usual collations find "Acme" where "acme" is asked for.
 _CLIENT_ID = sa.String(255).with_variant(
@@ -28,13 +34,13 @@ def ledger_table(metadata: sa.MetaData, model: type) -> sa.Table:
     """
     key = f"{metadata.schema}.client_deletions" if metadata.schema else "client_deletions"
     if (table := metadata.tables.get(key)) is not None:
-        if table.info.get("mythic_clients_model") is not model:
+        if _models.get(table) is not model:
             raise ConfigurationError(
                 f"The table {key} already exists for something other than {model.__name__}. "
                 "Give each kind of client its own database (__bind_key__)."
             )
         return table
-    return sa.Table(
+    table = sa.Table(
         "client_deletions",
         metadata,
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
@@ -49,21 +55,22 @@ def ledger_table(metadata: sa.MetaData, model: type) -> sa.Table:
         sa.Index("ix_client_deletions_client", "client_id", "settled_at"),
         # What is pending at all (both null), and what is to be verified; in the order of the pages.
         sa.Index("ix_client_deletions_unfinished", "verified_at", "settled_at", "id"),
-        info={"mythic_clients_model": model},
     )
+    _models[table] = model
+    return table
 
 
 class Ledger:
     """Reads and stamps records in a transaction that the caller owns."""
 
     def __init__(self, table: sa.Table) -> None:
-        self._table = table
+        self.table = table
         self._pending = table.c.verified_at.is_(None) & table.c.settled_at.is_(None)
 
-    def settle(self, session: Session, client_ids: Collection[str], at: datetime) -> list[DeletionRecord]:
+    def settle(self, session: Session, client_ids: Collection[str], clock: Clock) -> list[DeletionRecord]:
         """Lock and stamp the pending records of the clients; waits for whoever holds one."""
-        of_clients = self._table.c.client_id.in_(client_ids)
-        return self._stamp(session, of_clients & self._table.c.settled_at.is_(None), settled_at=at)
+        of_clients = self.table.c.client_id.in_(client_ids)
+        return self._stamp(session, of_clients & self.table.c.settled_at.is_(None), "settled_at", clock)
 
     def verify(
         self, session: Session, client_ids: Collection[str], at: datetime, settled_before: datetime
@@ -71,17 +78,18 @@ class Ledger:
         """Lock and stamp the clients' settled records that nobody has verified."""
         return self._stamp(
             session,
-            self._table.c.client_id.in_(client_ids) & self._unverified(settled_before),
-            verified_at=at,
+            self.table.c.client_id.in_(client_ids) & self._unverified(settled_before),
+            "verified_at",
+            lambda: at,
         )
 
     def unfinished(
         self, session: Session, settled_before: datetime | None, after: DeletionRecord | None
     ) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.unfinished`."""
-        c = self._table.c
+        c = self.table.c
         due = self._pending if settled_before is None else self._unverified(settled_before)
-        query = sa.select(self._table).where(due).order_by(c.verified_at, c.settled_at, c.id).limit(_PAGE)
+        query = sa.select(self.table).where(due).order_by(c.verified_at, c.settled_at, c.id).limit(_PAGE)
         if after is not None and after.settled_at is None:
             query = query.where(c.id > after.id)
         elif after is not None:
@@ -90,39 +98,49 @@ class Ledger:
 
     def history(self, session: Session, client_id: str) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
-        query = sa.select(self._table).where(self._table.c.client_id == client_id).order_by(self._table.c.id)
+        query = sa.select(self.table).where(self.table.c.client_id == client_id).order_by(self.table.c.id)
         return [_record(row) for row in session.execute(query)]
 
     def backlog(self, session: Session) -> Backlog:
         """Fulfil `ports.DeletionLedger.backlog`."""
-        query = sa.select(sa.func.count(), sa.func.min(self._table.c.requested_at)).where(self._pending)
+        query = sa.select(sa.func.count(), sa.func.min(self.table.c.requested_at)).where(self._pending)
         pending, oldest = session.execute(query).one()
         return Backlog(pending, _utc(oldest))
 
     def _unverified(self, settled_before: datetime) -> sa.ColumnElement[bool]:
-        return self._table.c.verified_at.is_(None) & (self._table.c.settled_at <= settled_before)
+        return self.table.c.verified_at.is_(None) & (self.table.c.settled_at <= settled_before)
+
+    def take_write_lock(self, session: Session) -> None:
+        """On SQLite, wait for the write lock; elsewhere rows are locked, and this does nothing."""
+        if session.get_bind().dialect.name == "sqlite":
+            session.execute(sa.update(self.table).where(self.table.c.id == 0).values(actor=""))  # no such
 
     def _stamp(
-        self, session: Session, where: sa.ColumnElement[bool], **stamp: datetime
+        self, session: Session, where: sa.ColumnElement[bool], column: str, clock: Clock
     ) -> list[DeletionRecord]:
-        dialect = session.get_bind().dialect
+        """Lock the records, read the clock, and stamp them.
+
+        PostgreSQL waits inside the UPDATE, but stamps no record that was made after that began.
+        """
+        dialect = session.connection().dialect  # connected, so that no wait for the pool comes later
+        self.take_write_lock(session)
         if dialect.update_returning:
-            columns: list[Any] = list(self._table.c)
+            columns: list[Any] = list(self.table.c)
             if dialect.name == "postgresql":
                 # No wait for the disk at commit: a stamp that a crash loses is only made again.
                 columns.append(sa.func.set_config("synchronous_commit", "off", True))
-            stamped = session.execute(sa.update(self._table).where(where).values(stamp).returning(*columns))
-            return sorted((_record(row) for row in stamped), key=lambda record: record.id)
-        rows = session.execute(
-            sa.select(self._table).where(where).order_by(self._table.c.id).with_for_update()
-        ).all()
-        if rows:
-            by_id = self._table.c.id.in_([row.id for row in rows])
-            session.execute(sa.update(self._table).where(by_id).values(stamp))
-        return [_record(row, **stamp) for row in rows]
+            update = sa.update(self.table).where(where).values({column: clock()}).returning(*columns)
+            return sorted((_record(row) for row in session.execute(update)), key=lambda record: record.id)
+        query = sa.select(self.table).where(where).order_by(self.table.c.id).with_for_update()
+        records = [_record(row) for row in session.execute(query)]
+        stamp: dict[str, Any] = {column: clock()}
+        if records:
+            by_id = self.table.c.id.in_([record.id for record in records])
+            session.execute(sa.update(self.table).where(by_id).values(stamp))
+        return [replace(record, **stamp) for record in records]
 
 
-def _record(row: sa.Row[Any], **stamp: datetime) -> DeletionRecord:
+def _record(row: sa.Row[Any]) -> DeletionRecord:
     return DeletionRecord(
         id=row.id,
         client_id=row.client_id,
@@ -131,8 +149,8 @@ def _record(row: sa.Row[Any], **stamp: datetime) -> DeletionRecord:
         # A template whose column was null wrote a null.
         kv_keys=tuple(key for key in row.kv_keys if key is not None),
         requested_at=_utc(row.requested_at),
-        settled_at=stamp.get("settled_at", _utc(row.settled_at)),
-        verified_at=stamp.get("verified_at", _utc(row.verified_at)),
+        settled_at=_utc(row.settled_at),
+        verified_at=_utc(row.verified_at),
     )
 
 

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Mapper, Session
 
 from ...entries import EntryRule, KeyTemplates
 from ...model import Action, Change, Client
+from .ledger import Ledger
 from .rows import ClientRows
 
 
@@ -18,7 +19,7 @@ class Recorder:
     elsewhere. Otherwise the unit of work: lock and load the row, ask the host's rule, flush.
     """
 
-    def __init__(self, rows: ClientRows, ledger: sa.Table) -> None:
+    def __init__(self, rows: ClientRows, ledger: Ledger) -> None:
         self._rows = rows
         self._ledger = ledger
 
@@ -66,7 +67,7 @@ class Recorder:
             .cte("changed")
         )
         insert = self._insert_from(changed, change, templates, dialect)
-        return session.execute(insert.returning(self._ledger.c.id)).first() is not None
+        return session.execute(insert.returning(self._ledger.table.c.id)).first() is not None
 
     def _by_two_statements(self, session: Session, change: Change, templates: KeyTemplates) -> bool:
         """INSERT … SELECT … FOR UPDATE, which locks the row; then DELETE or UPDATE it.
@@ -84,9 +85,7 @@ class Recorder:
 
     def _by_unit_of_work(self, session: Session, change: Change, entries: EntryRule) -> bool:
         dialect = session.get_bind().dialect
-        if dialect.name == "sqlite":
-            # Take the write lock before reading, as FOR UPDATE does elsewhere.
-            session.execute(sa.update(self._ledger).where(sa.false()).values(actor=""))
+        self._ledger.take_write_lock(session)  # before reading, as FOR UPDATE does elsewhere
         client = self._rows.read(session, [change.client_id], lock="update").get(change.client_id)
         if client is None or not change.applies_to(client):
             return False
@@ -100,7 +99,7 @@ class Recorder:
                 self._dml(Action.HARD).where(self._rows.id == self._rows.key_of(client.id, dialect))
             )
         session.flush()
-        session.execute(sa.insert(self._ledger).values(record))
+        session.execute(sa.insert(self._ledger.table).values(record))
         return True
 
     def _dml(self, action: Action) -> Any:
@@ -118,11 +117,11 @@ class Recorder:
         where: sa.ColumnElement[bool] | None = None,
     ) -> sa.Insert:
         values = _columns(change)
-        literals = [sa.literal(value, self._ledger.c[name].type) for name, value in values.items()]
+        literals = [sa.literal(value, self._ledger.table.c[name].type) for name, value in values.items()]
         query = sa.select(*literals, self._rows.kv_keys(source, templates, dialect)).select_from(source)
         if where is not None:
             query = query.where(where).with_for_update()
-        return sa.insert(self._ledger).from_select([*values, "kv_keys"], query)
+        return sa.insert(self._ledger.table).from_select([*values, "kv_keys"], query)
 
 
 def _columns(change: Change) -> Mapping[str, Any]:
@@ -135,12 +134,12 @@ def _columns(change: Change) -> Mapping[str, Any]:
 
 
 def runs_host_code(mapper: Mapper[Any], action: Action) -> bool:
-    """Whether the ORM has more to do for this model than a statement does: cascades, listeners, versions."""
+    """Whether the ORM has more to do for this model than a statement does: cascades, listeners, and such."""
     if mapper.version_id_col is not None or mapper.polymorphic_on is not None or len(mapper.tables) > 1:
         return True
     events = mapper.dispatch
     if action is not Action.HARD:
-        return bool(events.before_update or events.after_update)
+        return bool(events.before_update or events.after_update or mapper.validators)
     return bool(events.before_delete or events.after_delete) or any(
         not related.viewonly and (related.cascade.delete or related.secondary is not None)
         for related in mapper.relationships

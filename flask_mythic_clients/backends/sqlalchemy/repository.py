@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from ...entries import EntryRule
 from ...errors import ClientInUseError, ConfigurationError, RepositoryError
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
+from ...ports import Clock
 from .ledger import Ledger, ledger_table
 from .mixin import ClientMixin
 from .preview import preview
@@ -22,6 +23,7 @@ from .rows import ClientRows
 
 _T = TypeVar("_T")
 _TRIES = 5
+_OUTDATED = "The database lacks a table or a column: run db.create_all() or your migrations."
 _DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb")
 
 
@@ -31,19 +33,20 @@ class SQLAlchemyRepository:
     `db` alone means a model of ours, `repository.model`, in the table `clients`. `id` and `status` are
     attributes of the host's model; a status of NULL counts as false. Works inside an application context,
     on the engine of the model's `__bind_key__`; never touches `db.session`.
-    Raises ConfigurationError where the model has no such columns.
+    Raises ConfigurationError where the model has no such columns, or the id is not unique.
     """
 
     def __init__(
         self, db: SQLAlchemy, model: type[Any] | None = None, *, id: str = "id", status: str = "status"
     ) -> None:
+        if not isinstance(db, SQLAlchemy):
+            raise ConfigurationError(f"Pass the Flask-SQLAlchemy object of your app, not {db!r}.")
         ours: Any = model or type("Client", (ClientMixin, db.Model), {"__tablename__": "clients"})
         self.model = ours
         self._db = db
         self._rows = ClientRows(self.model, id, status)
-        self._table = ledger_table(self.model.metadata, self.model)
-        self._ledger = Ledger(self._table)
-        self._recorder = Recorder(self._rows, self._table)
+        self._ledger = Ledger(ledger_table(self.model.metadata, self.model))
+        self._recorder = Recorder(self._rows, self._ledger)
 
     def record(self, change: Change, entries: EntryRule) -> bool:
         """Fulfil `ports.DeletionSteps.record`."""
@@ -60,10 +63,10 @@ class SQLAlchemyRepository:
             return _retrying(step)
 
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, at: datetime) -> Iterator[Holding]:
+    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""
         with self._hold(
-            client_ids, None, lambda session: self._ledger.settle(session, client_ids, at)
+            client_ids, None, lambda session: self._ledger.settle(session, client_ids, clock)
         ) as held:
             yield held
 
@@ -118,23 +121,27 @@ class SQLAlchemyRepository:
     @contextmanager
     def _session(self, *, autocommit: bool = False) -> Iterator[Session]:
         """Open a session at READ COMMITTED, whatever the host's default is; SQLite has but SERIALIZABLE."""
-        engine = self._engine
-        if engine.dialect.name == "postgresql":
-            level = "AUTOCOMMIT" if autocommit else "READ COMMITTED"
-            engine = engine.execution_options(isolation_level=level)
-        elif engine.dialect.name == "sqlite":
-            engine = engine.execution_options(isolation_level="SERIALIZABLE")
+        engine, mariadb = self._engine, self._engine.dialect.name in ("mysql", "mariadb")
+        if not mariadb:
+            level = "SERIALIZABLE" if engine.dialect.name == "sqlite" else "READ COMMITTED"
+            engine = engine.execution_options(isolation_level="AUTOCOMMIT" if autocommit else level)
         with Session(engine, autoflush=False, expire_on_commit=False) as session:
+            connection = session.connection()
             try:
-                if engine.dialect.name in ("mysql", "mariadb"):
-                    # Two round trips, where SQLAlchemy's option takes four. The second is for hosts in
-                    # AUTOCOMMIT, who otherwise would have no transaction at all.
-                    session.execute(sa.text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
-                    session.execute(sa.text("START TRANSACTION"))
+                if mariadb:
+                    # Not by the option above: that asks four times, and reports a dead connection in the
+                    # driver's own words. The second statement is for hosts in AUTOCOMMIT.
+                    connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                    connection.exec_driver_sql("START TRANSACTION")
                 yield session
             except BaseException:
-                # A COMMIT that failed on SQLite leaves the transaction open, and `close` leaves it so.
-                session.rollback()
+                # A COMMIT that failed on SQLite, and a host in AUTOCOMMIT, leave the transaction open, and
+                # `close` leaves it so. A connection that is gone has none.
+                with suppress(sa.exc.SQLAlchemyError):
+                    if mariadb:
+                        connection.exec_driver_sql("ROLLBACK")
+                with suppress(sa.exc.SQLAlchemyError):
+                    session.rollback()
                 raise
 
     @contextmanager
@@ -161,7 +168,9 @@ class SQLAlchemyRepository:
     def _read(self, query: Callable[[Session], _T]) -> _T:
         def read() -> _T:
             with self._session() as session:
-                return query(session)
+                answer = query(session)
+                session.commit()
+                return answer
 
         with _translated():
             return _retrying(read)
@@ -177,7 +186,8 @@ def _translated(client_id: str | None = None) -> Iterator[None]:
             raise RepositoryError from error
         raise ClientInUseError(client_id) from error
     except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-        raise RepositoryError from error
+        outdated = isinstance(error, sa.exc.ProgrammingError) or "no such" in str(error)
+        raise RepositoryError(_OUTDATED if outdated else None) from error
 
 
 def _retrying(step: Callable[[], _T]) -> _T:

@@ -3,10 +3,11 @@
 import uuid
 from collections.abc import Collection
 from functools import reduce
-from operator import add
+from operator import add, eq
 from typing import Any, Literal
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Mapper, Session, lazyload
 
 from ...entries import KeyTemplates
@@ -14,6 +15,25 @@ from ...errors import ConfigurationError
 from ...model import Action, Change, Client
 
 _PAGE = 1000
+_PLAIN_TYPES = {
+    *(sa.String, sa.Text, sa.Unicode, sa.UnicodeText, sa.VARCHAR, sa.TEXT),
+    *(sa.Integer, sa.BigInteger, sa.SmallInteger, sa.INTEGER, sa.BIGINT, sa.SMALLINT),
+}
+
+
+def _mapper(model: type[Any]) -> Mapper[Any]:
+    mapper = sa.inspect(model, raiseerr=False)
+    if not isinstance(mapper, Mapper):
+        raise ConfigurationError(f"{model!r} is no model: pass the class that maps the clients' table.")
+    return mapper
+
+
+def _is_unique(column: sa.Column[Any]) -> bool:
+    table: Any = column.table
+    sets = [table.primary_key.columns]
+    sets += [key.columns for key in table.constraints if isinstance(key, sa.UniqueConstraint)]
+    sets += [index.columns for index in table.indexes if index.unique]
+    return any(list(columns) == [column] for columns in sets)
 
 
 class ClientRows:
@@ -21,7 +41,7 @@ class ClientRows:
 
     def __init__(self, model: type[Any], id: str, status: str) -> None:
         self.model = model
-        self.mapper: Mapper[Any] = sa.inspect(model)
+        self.mapper = _mapper(model)
         for option, name in (("id", id), ("status", status)):
             if name not in self.mapper.columns:
                 raise ConfigurationError(
@@ -31,9 +51,13 @@ class ClientRows:
         self._status = status
         self.id = self.column("id")
         self.status = self.mapper.columns[status]
-        if self.status.type.python_type is not bool:
+        if not isinstance(self.status.type, sa.Boolean):
             raise ConfigurationError(
                 f"{model.__name__}.{status} is no Boolean column, and no other can tell an active client."
+            )
+        if not _is_unique(self.id):
+            raise ConfigurationError(
+                f"{model.__name__}.{id} is neither the primary key nor unique, but one id must name one row."
             )
         # Any whole number may be asked for, also one that the column cannot hold.
         self._key_type = sa.BigInteger() if isinstance(self.id.type, sa.Integer) else self.id.type
@@ -57,9 +81,10 @@ class ClientRows:
         type_ = column.type
         if column.table is not self.id.table:
             return False  # computed, not stored
-        if isinstance(type_, sa.String):
-            return not isinstance(type_, (sa.Enum, sa.CHAR)) and type_.collation is None
-        return isinstance(type_, sa.Integer) or (isinstance(type_, sa.Uuid) and dialect.name == "postgresql")
+        if isinstance(type_, sa.Uuid):
+            return dialect.name == "postgresql"
+        # Exactly these: a subclass may be padded, ignore case, or be filled with zeros.
+        return type(type_) in _PLAIN_TYPES and getattr(type_, "collation", None) is None
 
     def key_of(self, client_id: str, dialect: sa.Dialect) -> Any:
         """Return a client's id as its column takes it; None where no row can have it.
@@ -88,7 +113,9 @@ class ClientRows:
         conditions: list[sa.ColumnElement[bool]] = [self.id == sa.literal(key, self._key_type)]
         if dialect.name in ("mysql", "mariadb") and isinstance(key, str):
             # Their usual collations ignore case, and find "Acme" where "acme" is asked for.
-            conditions.append(sa.cast(self.id, sa.LargeBinary) == sa.cast(sa.literal(key), sa.LargeBinary))
+            # In one character set, for the bytes to be the same.
+            texts = (sa.cast(text, mysql.CHAR(charset="utf8mb4")) for text in (self.id, sa.literal(key)))
+            conditions.append(eq(*(sa.cast(text, sa.LargeBinary) for text in texts)))
         if change.action is Action.SOFT:
             conditions.append(self.status.is_(True))
         elif change.action is Action.RESTORE or change.only_if_inactive:
@@ -126,7 +153,7 @@ class ClientRows:
         """Return a loaded row as a client."""
         id = str(getattr(row, self._id))
         # PostgreSQL pads CHAR with blanks, which no id has.
-        id = id.rstrip() if isinstance(self.id.type, sa.CHAR) else id
+        id = id.rstrip() if isinstance(self.id.type, (sa.CHAR, sa.NCHAR)) else id
         return Client(id, bool(getattr(row, self._status)), row)
 
     def set_active(self, row: Any, active: bool) -> None:
