@@ -4,7 +4,7 @@ import argparse
 import os
 import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from flask import Flask
@@ -22,10 +22,11 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
     instance = Path(Flask(__package__).instance_path)
     instance.mkdir(parents=True, exist_ok=True)
-    with _key_value_store(instance) as memory, suppress(KeyboardInterrupt):
+    with _key_value_store(instance) as memory:
         key = _key_of_first_start(instance)
         server = make_server(arguments.host, arguments.port, create_app(memory), threaded=True)
         _greet(f"http://{arguments.host}:{server.port}", key)

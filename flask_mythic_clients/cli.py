@@ -149,7 +149,7 @@ def _add_reading(group: AppGroup, service: DeletionService) -> None:
         with _exit_codes():
             records = service.history(client_id)
         if not records:
-            click.echo(f"{client_id}: no records.", err=True)
+            click.echo(f"{_text(client_id)}: no records.", err=True)
         _print_rows(map(dataclasses.asdict, records), as_json)
 
 
@@ -186,7 +186,9 @@ def _for_each(client_ids: Iterable[str], act: Callable[[str], None]) -> None:
             act(client_id)
         except (MythicClientsError, click.ClickException) as error:
             failure = (
-                error if isinstance(error, click.ClickException) else _failure(f"{client_id}: {error}", error)
+                error
+                if isinstance(error, click.ClickException)
+                else _failure(f"{_text(client_id)}: {error}", error)
             )
             failure.show()
             if worst is None or failure.exit_code > worst.exit_code:
@@ -198,9 +200,9 @@ def _for_each(client_ids: Iterable[str], act: Callable[[str], None]) -> None:
 def _failure(message: str, error: MythicClientsError) -> click.ClickException:
     if not isinstance(error, StoreError):
         return click.ClickException(message)
-    cause = str(error.__cause__).partition("\n")[0]
+    cause = f" ({error.cause})" if error.cause else ""
     return _NoAnswerError(
-        f"{message} ({cause}) The same command again, or `reconcile`, finishes what was begun."
+        f"{message}{cause} The same command again, or `reconcile`, finishes what was begun."
     )
 
 

@@ -59,6 +59,11 @@ class HardDeleteForbiddenError(HardDeleteRefusedError):
 class StoreError(MythicClientsError):
     """A store did not confirm."""
 
+    @property
+    def cause(self) -> str:
+        """The first line of what the driver said; empty where it said nothing."""
+        return str(self.__cause__ or "").partition("\n")[0]
+
 
 class RepositoryError(StoreError):
     """The database did not answer or did not confirm."""

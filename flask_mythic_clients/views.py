@@ -56,8 +56,7 @@ def create_blueprint(
 
     @blueprint.errorhandler(StoreError)
     def unavailable(error: StoreError) -> Response:
-        # One line: in an outage there are many. The cause's first line is the driver's own word.
-        logger.error("503: %s (%s)", error, str(error.__cause__).partition("\n")[0])
+        logger.error("503: %s (%s)", error, error.cause)  # one line: in an outage there are many
         message = f"{error} Repeat the request: that is safe, and finishes what was begun."
         answer = _error(503, "Service Unavailable", message)
         answer.headers["Retry-After"] = str(retry_after)

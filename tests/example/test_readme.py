@@ -63,12 +63,11 @@ def test_the_python_blocks_run_in_their_order(
     kv, key = empty_kv("either"), create_key()
     monkeypatch.setenv("MYTHIC_CLIENTS_ADMIN_KEYS", f"ops={digest(key)}")
     mount, *others = [text for text in blocks("python") if "import requests" not in text]
-    # Each block that makes its own `clients` makes its own table too; so each starts from the first.
+    # A block may make its own `clients`, so each starts from the first block anew.
     for text in ["", *others]:
         names: dict[str, Any] = {"__name__": "app", "my_secret_manager": lambda: {key}}
         source = f"{mount}\n{text}".replace("redis://localhost:6379/0", kv.url or "")
-        if "KeyValueStoreContract" not in text:
-            source = source.replace("sqlite:///accounts.db", f"sqlite:///{tmp_path / 'accounts.db'}")
+        source = source.replace("sqlite:///accounts.db", f"sqlite:///{tmp_path / 'accounts.db'}")
         if "entries=entries" in text:
             source = re.sub(r".*MYTHIC_CLIENTS_KV_KEYS.*\n", "", source)
         exec(compile(source, "README.md", "exec"), names)

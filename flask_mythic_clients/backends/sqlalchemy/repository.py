@@ -23,6 +23,8 @@ from .rows import ClientRows
 
 _T = TypeVar("_T")
 _TRIES = 5
+# SQLite and MariaDB call these an operational error, like an outage.
+_MISSING = ("no such table", "no such column", "has no column", "Unknown column")
 _OUTDATED = "The database lacks a table or a column: run db.create_all() or your migrations."
 _DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb")
 
@@ -186,7 +188,8 @@ def _translated(client_id: str | None = None) -> Iterator[None]:
             raise RepositoryError from error
         raise ClientInUseError(client_id) from error
     except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-        outdated = isinstance(error, sa.exc.ProgrammingError) or "no such" in str(error)
+        said = str(getattr(error, "orig", ""))
+        outdated = isinstance(error, sa.exc.ProgrammingError) or any(words in said for words in _MISSING)
         raise RepositoryError(_OUTDATED if outdated else None) from error
 
 

@@ -1,0 +1,186 @@
+"""What people are told: what to pass instead, what the driver said, and nothing that moves their cursor."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click.testing
+import pytest
+import redis
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+
+from flask_mythic_clients import ConfigurationError, InvalidClientIdError, KeyValueStoreError, MythicClients
+from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
+from flask_mythic_clients.backends.redis import RedisStore
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
+from tests.hosts import Gate, Host, KeyValue, contents, mounting
+
+from .scene import AWAY, Scene, make_scene
+
+URL = "redis://:s3cret@cache/0"
+TITLE = "\x1b]0;x\x07"  # renames the terminal's window
+
+
+class TestAWrongArgument:
+    """It is refused where it is passed, by a message that names the right one."""
+
+    def test_a_url_is_no_redis_client(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"RedisStore\.from_url") as refused:
+            RedisStore(URL)  # type: ignore[arg-type]
+        assert "s3cret" not in str(refused.value)
+
+    def test_a_url_is_no_key_value_store(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"kv= takes a KeyValueStore.*str") as refused:
+            MythicClients(repository=MemoryRepository(), kv=URL)  # type: ignore[arg-type]
+        assert "s3cret" not in str(refused.value)
+
+    @pytest.mark.parametrize("wrong", ["x", None, MemoryStore()])
+    def test_what_records_nothing_is_no_repository(self, wrong: Any) -> None:
+        with pytest.raises(ConfigurationError, match=r"repository= takes a ClientRepository"):
+            MythicClients(repository=wrong, kv=MemoryStore())
+
+    def test_a_session_is_no_flask_sqlalchemy(self) -> None:
+        db = SQLAlchemy()
+        model: Any = type("Client", (ClientMixin, db.Model), {})
+        with pytest.raises(ConfigurationError, match="Pass the Flask-SQLAlchemy object"):
+            SQLAlchemyRepository(db.session, model)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("wrong", [dict, "Client", 7])
+    def test_what_is_not_mapped_is_no_model(self, wrong: Any) -> None:
+        with pytest.raises(ConfigurationError, match="is no model: pass the class"):
+            SQLAlchemyRepository(SQLAlchemy(), wrong)
+
+    def test_an_app_without_init_app_has_no_service(self) -> None:
+        clients = MythicClients(repository=MemoryRepository(), kv=MemoryStore())
+        with Flask("other").app_context(), pytest.raises(ConfigurationError, match=r"init_app\(app\)"):
+            clients.service  # noqa: B018 - reading it is the act
+
+    @pytest.mark.parametrize("wrong", [1, None, b"acme", ["acme"], True])
+    def test_an_id_that_is_no_text_is_no_clients(self, wrong: Any) -> None:
+        app = Flask("host")
+        clients = MythicClients(app, repository=MemoryRepository(), kv=MemoryStore())
+        with app.app_context():
+            for method in (clients.service.soft_delete, clients.service.hard_delete, clients.service.restore):
+                with pytest.raises(InvalidClientIdError):
+                    method(wrong, actor="x")
+            with pytest.raises(InvalidClientIdError):
+                clients.service.history(wrong)
+
+
+class TestARedisCluster:
+    """Its exception is no RedisError."""
+
+    def test_a_cluster_that_cannot_be_reached_did_not_confirm(self) -> None:
+        error = redis.exceptions.RedisClusterException("No reachable node")
+
+        class Cluster:
+            def pipeline(self, transaction: bool) -> Any:
+                return self
+
+            def delete(self, key: str) -> None: ...
+
+            def execute(self) -> list[Any]:
+                raise error
+
+        with pytest.raises(KeyValueStoreError) as raised:
+            RedisStore(Cluster()).apply(remove=["client:a"], overwrite={})  # type: ignore[arg-type]
+        assert raised.value.__cause__ is error
+
+
+class TestAHostileTenant:
+    """Its name holds an escape sequence and a line that looks like another answer."""
+
+    NAME = f"{TITLE}\nacme: removed for good\t\x9b2J"
+
+    @pytest.fixture
+    def host(self, empty_database: Callable[[str], str]) -> Iterator[Host]:
+        with mounting(empty_database("sqlite"), MemoryStore()) as mount:
+            host = mount(config={"MYTHIC_CLIENTS_KV_KEYS": ["client:{id}", "name:{name}"]})
+            host.add(id="acme", name=self.NAME)
+            yield host
+
+    @pytest.mark.parametrize("hard", [[], ["--hard"]])
+    def test_a_dry_run_prints_name_and_keys_escaped_each_in_one_line(
+        self, host: Host, hard: list[str]
+    ) -> None:
+        result = _run(host, "delete", "--dry-run", *hard, "acme")
+        assert result.exit_code == 0
+        _is_harmless(result.output)
+        lines = [line for line in result.stdout.splitlines() if "removed for good" in line]
+        assert [line.split()[0] for line in lines] == ["name:", "entry"]
+        assert all(r"\x1b]0;x\x07\n" in line for line in lines)
+
+    def test_its_history_prints_keys_escaped_in_one_line(self, host: Host) -> None:
+        assert host.delete("acme").status_code == 200
+        result = _run(host, "history", "acme")
+        assert result.exit_code == 0
+        _is_harmless(result.output)
+        head, line = result.stdout.splitlines()
+        assert line.count("\t") == head.count("\t")
+        assert r"name:\x1b]0;x\x07\n" in line
+
+    def test_a_list_prints_an_id_that_no_request_can_name_escaped(self, host: Host) -> None:
+        host.add(id=f"{TITLE}\n", name="")
+        result = _run(host, "list")
+        _is_harmless(result.output)
+        assert len(result.stdout.splitlines()) == 3
+
+    @pytest.mark.parametrize("command", [["delete"], ["delete", "--dry-run"], ["restore"], ["history"]])
+    def test_an_argument_that_is_no_id_is_not_printed_raw(self, host: Host, command: list[str]) -> None:
+        before = contents(host, MemoryStore())
+        result = _run(host, *command, f"a{TITLE}")
+        assert result.exit_code == 1
+        assert contents(host, MemoryStore()) == before
+        _is_harmless(result.output)
+
+
+class TestAStoreThatDidNotConfirm:
+    """The command says what the driver said, in a line."""
+
+    @pytest.fixture
+    def scene(
+        self, empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
+    ) -> Iterator[Scene]:
+        with make_scene(empty_database("sqlite"), empty_kv("either")) as scene:
+            scene.add()
+            yield scene
+
+    @pytest.mark.parametrize("command", [["delete", "acme"], ["reconcile"]])
+    def test_the_drivers_own_word_is_shown(self, scene: Scene, command: list[str]) -> None:
+        scene.tap.store = AWAY
+        _run(scene.host, "delete", "acme")
+        result = _run(scene.host, *command)
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert "127.0.0.1:1" in result.stderr
+
+    def test_of_a_cause_only_the_first_line_is_shown(self, scene: Scene) -> None:
+        def fail() -> None:
+            raise KeyValueStoreError from RuntimeError("the first line\nthe second line")
+
+        scene.tap.before = fail
+        result = _run(scene.host, "delete", "acme")
+        assert "(the first line)" in result.stderr
+        assert "second" not in result.stderr
+
+    def test_without_a_cause_none_is_shown(self, scene: Scene) -> None:
+        gate = Gate(scene.tap.store)
+        gate.closed, scene.tap.store = True, gate
+        result = _run(scene.host, "delete", "acme")
+        assert result.exit_code == 3
+        assert "None" not in result.stderr
+
+    def test_a_missing_table_is_named_beside_its_repair(self, scene: Scene) -> None:
+        with scene.host.flask.app_context():
+            scene.host.db.metadata.tables["client_deletions"].drop(scene.host.db.engine)
+        result = _run(scene.host, "status")
+        assert result.exit_code == 3
+        assert "db.create_all()" in result.stderr
+        assert "client_deletions" in result.stderr
+
+
+def _run(host: Host, *arguments: str) -> click.testing.Result:
+    return host.flask.test_cli_runner().invoke(args=["mythic-clients", *arguments])
+
+
+def _is_harmless(output: str) -> None:
+    assert [c for c in output if not c.isprintable() and c not in "\n\t"] == []

@@ -1,0 +1,236 @@
+"""What happens between the two steps: an id comes back, a connection dies, the host commits on the pool."""
+
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine.default import DefaultDialect
+
+from flask_mythic_clients import KeyValueStoreError, StoreError
+from flask_mythic_clients.backends.memory import MemoryStore
+from flask_mythic_clients.model import Action
+from tests.hosts import Gate, Host, KeyValue, mounting
+
+from .scene import AWAY, CONFIG, Scene, crash, document, make_scene
+
+
+class TestAnIdThatComesBackBeforeItsDeleteIsSettled:
+    """The entries may be the old client's, for its delete has not reached the key-value store."""
+
+    @pytest.fixture
+    def store(self) -> MemoryStore:
+        return MemoryStore()
+
+    @pytest.fixture
+    def gate(self, store: MemoryStore) -> Gate:
+        return Gate(store)
+
+    @pytest.fixture
+    def host(self, gate: Gate, store: MemoryStore, empty_database: Callable[[str], str]) -> Iterator[Host]:
+        """Client `acme`, with an entry whose value follows from the row and one only the host knows."""
+
+        def entries(row: Any) -> dict[str, str | None]:
+            return {f"client:{row.id}": f"{row.name} {row.status}", f"session:{row.id}": None}
+
+        with mounting(empty_database("sqlite"), gate) as mount:
+            host = mount(entries=entries)
+            host.add(id="acme", name="old")
+            store.set("client:acme", "old True")
+            store.set("session:acme", "of the old")
+            yield host
+
+    def test_an_entry_only_the_host_knows_is_removed_and_a_known_one_overwritten(
+        self, host: Host, gate: Gate, store: MemoryStore
+    ) -> None:
+        gate.closed = True
+        assert host.delete("acme?hard=true").status_code == 503
+        host.add(id="acme", name="new")
+        gate.closed = False
+        with host.flask.app_context():
+            done = host.clients.service.reconcile()
+        assert (done.settled, done.failed) == (1, 0)
+        assert (store.get("client:acme"), store.get("session:acme")) == ("new True", None)
+        assert [(row.name, row.status) for row in host.rows()] == [("new", True)]
+
+    def test_once_settled_an_entry_of_the_new_client_is_its_own(
+        self, host: Host, gate: Gate, store: MemoryStore
+    ) -> None:
+        assert host.delete("acme?hard=true").status_code == 200
+        host.add(id="acme", name="new")
+        store.set("session:acme", "of the new")
+        with host.flask.app_context():
+            assert host.clients.service.reconcile().settled == 0
+        assert store.get("session:acme") == "of the new"
+
+    def test_after_a_soft_delete_an_entry_only_the_host_knows_is_left_alone(
+        self, host: Host, gate: Gate, store: MemoryStore
+    ) -> None:
+        gate.closed = True
+        assert host.delete("acme").status_code == 503
+        gate.closed = False
+        with host.flask.app_context():
+            assert host.clients.service.reconcile().settled == 1
+        assert (store.get("client:acme"), store.get("session:acme")) == ("old False", "of the old")
+
+
+class TestAConnectionThatDiesWhileTheKeyValueStoreFails:
+    """Both stores are gone at the worst moment: the records held, nothing confirmed."""
+
+    @pytest.fixture(params=["postgresql", "mariadb"])
+    def scene(
+        self,
+        request: pytest.FixtureRequest,
+        empty_database: Callable[[str], str],
+        empty_kv: Callable[[str], KeyValue],
+    ) -> Iterator[Scene]:
+        with make_scene(empty_database(request.param), empty_kv("either")) as scene:
+            scene.add()
+            yield scene
+
+    @pytest.mark.parametrize("action", [Action.SOFT, Action.HARD])
+    def test_it_is_a_503_and_what_is_pending_is_finished_later(self, scene: Scene, action: Action) -> None:
+        def fail() -> None:
+            _end_other_connections(scene)
+            raise KeyValueStoreError
+
+        scene.tap.before = fail
+        path = "acme?hard=true" if action is Action.HARD else "acme"
+        for turn in (1, 2):
+            assert scene.host.delete(path).status_code == 503
+            assert (scene.tap.calls, scene.pending()) == (turn, 1)
+        with pytest.raises(StoreError):
+            scene.reconcile()
+        assert scene.pending() == 1
+        scene.tap.before = lambda: None
+        done = scene.reconcile()
+        assert (done.settled, done.failed) == (1, 0)
+        assert scene.status() is (None if action is Action.HARD else False)
+        assert scene.agrees()
+
+    def test_a_connection_that_dies_after_the_store_confirmed_leaves_the_record_pending(
+        self, scene: Scene
+    ) -> None:
+        scene.tap.after = lambda: _end_other_connections(scene)
+        assert scene.host.delete("acme").status_code == 503
+        with pytest.raises(StoreError):
+            scene.reconcile()
+        assert scene.pending() == 1
+        scene.tap.after = lambda: None
+        assert scene.host.delete("acme").status_code == 200
+        assert scene.agrees()
+
+
+_OTHERS = {
+    "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = 'test' AND pid <> pg_backend_pid()",
+    "mariadb": "SELECT id FROM information_schema.processlist WHERE db = 'test' AND id <> connection_id()",
+}
+_END = {"postgresql": "SELECT pg_terminate_backend({})", "mariadb": "KILL {}"}
+
+
+def _end_other_connections(scene: Scene) -> None:
+    """End every connection to the database but the one that does it, and wait until they are gone."""
+    with scene.second_connection() as connection:
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        others = sa.text(_OTHERS[scene.kind])
+        found = list(connection.scalars(others))
+        assert found  # those who hold the records
+        for number in found:
+            connection.execute(sa.text(_END[scene.kind].format(number)))
+        deadline = time.monotonic() + 10
+        while list(connection.scalars(others)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def _never_rolls_back() -> dict[str, bool]:
+    """Return the option by which no rollback reaches a connection in AUTOCOMMIT, where SQLAlchemy has it."""
+    name = "skip_autocommit_rollback"
+    return {name: True} if name in inspect.signature(DefaultDialect.__init__).parameters else {}
+
+
+class TestAHostInAutocommit:
+    """Its pool has one connection, which the package gives back as it was: with nothing open."""
+
+    @pytest.fixture
+    def scene(self, database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Scene]:
+        options = {"isolation_level": "AUTOCOMMIT", "pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
+        config = {**CONFIG, "SQLALCHEMY_ENGINE_OPTIONS": {**options, **_never_rolls_back()}}
+        with make_scene(database_url, empty_kv("either"), config=config) as scene:
+            scene.add()
+            yield scene
+
+    @pytest.mark.parametrize("path", ["acme", "acme?hard=true"])
+    def test_a_commit_of_the_hosts_stamps_no_record_that_the_store_did_not_confirm(
+        self, scene: Scene, path: str
+    ) -> None:
+        store, scene.tap.store = scene.tap.store, AWAY
+        assert scene.host.delete(path).status_code == 503
+        scene.host.add(id="other", name="Other")  # and commit, on the same connection
+        assert scene.pending() == 1
+        assert scene.agrees() is False
+        scene.tap.store = store
+        assert scene.host.delete(path).status_code == 200
+        assert scene.agrees()
+
+    def test_a_step_1_that_fails_halfway_is_not_committed_by_the_host(self, scene: Scene) -> None:
+        sa.event.listen(scene.host.model, "after_update", lambda *_: crash())
+        with pytest.raises(BaseException) as raised:  # noqa: PT011 - it is scene.Crash, through Flask
+            scene.host.delete("acme")
+        assert raised.typename == "Crash"
+        scene.host.add(id="other", name="Other")
+        assert (scene.status(), scene.pending()) == (True, 0)
+        assert scene.raw.get("client:acme") == document("acme", status=True)
+
+    @pytest.mark.parametrize(
+        "method", ["soft_delete", "reconcile", "history", "preview", "backlog", "clients"]
+    )
+    def test_after_a_call_that_changed_or_only_read_a_write_of_the_hosts_is_committed_at_once(
+        self, scene: Scene, method: str
+    ) -> None:
+        arguments = {"soft_delete": {"actor": "tests"}, "preview": {"hard": True}}
+        ids = ["acme"] if method in ("soft_delete", "history", "preview") else []
+        with scene.host.flask.app_context():
+            found = getattr(scene.host.clients.service, method)(*ids, **arguments.get(method, {}))
+            if method == "clients":
+                list(found)
+            with scene.host.db.engine.connect() as connection:
+                connection.execute(sa.text("UPDATE clients SET name = 'seen'"))
+                with scene.second_connection() as other:
+                    assert other.scalar(sa.text("SELECT name FROM clients")) == "seen"
+
+
+class TestADatabaseThatIsOutdated:
+    """An upgrade without its migration is an outage that names the repair."""
+
+    @pytest.fixture
+    def scene(self, database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Scene]:
+        with make_scene(database_url, empty_kv("either")) as scene:
+            scene.add()
+            yield scene
+
+    @pytest.mark.parametrize(
+        "statement",
+        ["DROP TABLE client_deletions", "ALTER TABLE client_deletions RENAME COLUMN actor TO by_whom"],
+        ids=["no-table", "no-column"],
+    )
+    @pytest.mark.parametrize("path", ["acme", "acme?hard=true"])
+    def test_a_delete_is_a_503_that_names_create_all_and_migrations_and_changes_nothing(
+        self, scene: Scene, statement: str, path: str
+    ) -> None:
+        with scene.host.flask.app_context(), scene.host.db.engine.begin() as connection:
+            connection.execute(sa.text(statement))
+        answer = scene.host.delete(path)
+        assert answer.status_code == 503
+        message = json.loads(answer.data)["message"]
+        assert "db.create_all()" in message
+        assert "migrations" in message
+        assert scene.status() is True
+        assert len(scene.entries()) == 2
+
+    def test_any_other_outage_does_not_send_for_migrations(self, scene: Scene) -> None:
+        scene.tap.store = AWAY
+        assert "create_all" not in json.loads(scene.host.delete("acme").data)["message"]
