@@ -19,7 +19,7 @@ A repository joins `ClientRepositoryContract` with the fixtures `repository` and
 import pytest
 
 # Before the contracts are imported, or their assertions would fail without showing the values.
-_CONTRACTS = ("fixtures", "recording", "holding", "reading", "key_value_store")
+_CONTRACTS = ("fixtures", "recording", "settling", "verifying", "reading", "key_value_store")
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACTS))
 
 from .fixtures import AddClient  # noqa: E402 - see above

@@ -1,11 +1,12 @@
 """What every repository must do."""
 
-from .holding import HoldingContract
 from .reading import ReadingContract
 from .recording import RecordingContract
+from .settling import SettlingContract
+from .verifying import VerifyingContract
 
 
-class ClientRepositoryContract(RecordingContract, HoldingContract, ReadingContract):
+class ClientRepositoryContract(RecordingContract, SettlingContract, VerifyingContract, ReadingContract):
     """A repository joins by overriding the fixtures `repository` and `add_client`; both start empty.
 
     The tests run code in threads: a backend that needs something pushed there overrides `context`.

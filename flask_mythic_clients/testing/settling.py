@@ -1,8 +1,8 @@
-"""Steps 2 and 3 of a deletion."""
+"""Step 2 of a deletion."""
 # ruff: noqa: D102 - the name of a test is its docstring
 
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from threading import Barrier
 from typing import Never
@@ -31,14 +31,11 @@ from .fixtures import (
     _states,
     _Thread,
     _Threads,
-    _verify,
 )
 
 
-class HoldingContract(RepositoryFixtures):
-    """What `settle` and `verify` must do."""
-
-    # Step 2, settle
+class SettlingContract(RepositoryFixtures):
+    """What `settle` must do."""
 
     def test_settle_stamps_all_pending_records_of_the_client(
         self, repository: ClientRepository, add_client: AddClient
@@ -315,125 +312,3 @@ class HoldingContract(RepositoryFixtures):
         every = [record.id for client_id in self.ids for record in repository.history(client_id)]
         assert sorted(settled) == sorted(every)
         assert repository.backlog().pending == 0
-
-    # Step 3, verify
-
-    def test_verify_stamps_the_records_settled_up_to_the_time(
-        self, repository: ClientRepository, add_client: AddClient
-    ) -> None:
-        acme, acme2, _ = self.ids
-        for client_id in (acme, acme2):
-            add_client(client_id)
-        microsecond = timedelta(microseconds=1)
-        for at, action in ((_at(1), _SOFT), (_at(2), _RESTORE), (_at(2) + microsecond, _SOFT)):
-            for client_id in (acme, acme2):
-                _record(repository, client_id, action)
-                _settle(repository, client_id, at=at)
-        with repository.verify([acme], at=_at(9), settled_before=_at(2)) as holding:
-            assert [record.settled_at for record in holding.records] == [_at(1), _at(2)]
-        assert [record.verified_at for record in repository.history(acme)] == [_at(9), _at(9), None]
-        assert [record.verified_at for record in repository.history(acme2)] == [None, None, None]
-        settled = [record.settled_at for record in repository.history(acme)]
-        assert settled == [_at(1), _at(2), _at(2) + microsecond]
-
-    def test_verify_leaves_pending_records_alone(
-        self, repository: ClientRepository, add_client: AddClient
-    ) -> None:
-        acme, _, _ = self.ids
-        add_client(acme)
-        _record(repository, acme, _SOFT)
-        with repository.verify([acme], at=_at(9), settled_before=_at(8)) as holding:
-            assert holding.records == ()
-        assert _states(repository, acme) == [(_SOFT, "pending")]
-        _settle(repository, acme, at=_at(1))
-        _record(repository, acme, _RESTORE)
-        with repository.verify([acme], at=_at(9), settled_before=_at(8)) as holding:
-            assert [record.action for record in holding.records] == [_SOFT]
-        assert _states(repository, acme) == [(_SOFT, "verified"), (_RESTORE, "pending")]
-
-    def test_verify_stamps_only_once(self, repository: ClientRepository, add_client: AddClient) -> None:
-        acme, _, _ = self.ids
-        add_client(acme)
-        _record(repository, acme, _SOFT)
-        _settle(repository, acme, at=_at(1))
-        assert len(_verify(repository, acme, at=_at(3), settled_before=_at(2)).records) == 1
-        assert _verify(repository, acme, at=_at(5), settled_before=_at(4)).records == ()
-        assert repository.history(acme)[0].verified_at == _at(3)
-
-    def test_verify_yields_the_clients_as_they_are_now(
-        self, repository: ClientRepository, add_client: AddClient
-    ) -> None:
-        acme, acme2, zeta = self.ids
-        for client_id in self.ids:
-            add_client(client_id, name=f"named {client_id}")
-            _record(repository, client_id, _SOFT)
-            _settle(repository, client_id, at=_at(1))
-        _record(repository, acme2, _RESTORE)
-        _record(repository, zeta, _HARD)
-        with repository.verify(self.ids, at=_at(3), settled_before=_at(2)) as holding:
-            assert sorted(record.client_id for record in holding.records) == sorted(self.ids)
-            active = {client_id: client.active for client_id, client in holding.clients.items()}
-            assert active == {acme: False, acme2: True}
-            assert holding.clients[acme].row.name == f"named {acme}"
-
-    @pytest.mark.parametrize("error", [KeyValueStoreError, SystemExit])
-    def test_an_exception_in_verifys_block_leaves_all_unverified_and_comes_out_unchanged(
-        self, repository: ClientRepository, add_client: AddClient, error: type[BaseException]
-    ) -> None:
-        acme, _, _ = self.ids
-        add_client(acme)
-        _record(repository, acme, _SOFT, _RESTORE)
-        _settle(repository, acme, at=_at(1))
-        failure = error("planned")
-        with (
-            pytest.raises(error) as caught,
-            repository.verify([acme], at=_at(3), settled_before=_at(2)),
-        ):
-            raise failure
-        assert caught.value is failure
-        assert _states(repository, acme) == [(_SOFT, "settled"), (_RESTORE, "settled")]
-        assert len(_verify(repository, acme, at=_at(4), settled_before=_at(2)).records) == 2
-
-    def test_a_second_verifier_waits_for_the_first_and_then_finds_nothing(
-        self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
-    ) -> None:
-        acme, _, _ = self.ids
-        add_client(acme)
-        _record(repository, acme, _SOFT)
-        _settle(repository, acme, at=_at(1))
-        with repository.verify([acme], at=_at(3), settled_before=_at(2)):
-            second = threads.start(lambda: _verify(repository, acme, at=_at(4), settled_before=_at(2)))
-            second.join(_HOLD)
-            assert second.is_alive(), "The second verifier was done while the first held the records."
-        assert second.result().records == ()
-        assert repository.history(acme)[0].verified_at == _at(3)
-
-    @pytest.mark.parametrize("action", [_SOFT, _HARD])
-    @_rules
-    def test_no_newer_change_is_settled_while_verifys_block_is_open(
-        self,
-        repository: ClientRepository,
-        add_client: AddClient,
-        threads: "_Threads",
-        action: Action,
-        rule: EntryRule,
-    ) -> None:
-        acme, _, _ = self.ids
-        add_client(acme)
-        _record(repository, acme, _SOFT, _RESTORE)
-        _settle(repository, acme, at=_at(1))
-        with repository.verify([acme], at=_at(3), settled_before=_at(2)) as holding:
-            assert holding.clients[acme].active
-            newer = threads.settle(
-                repository, acme, at=_at(4), first=lambda: repository.record(_change(acme, action), rule)
-            )
-            assert not newer.entered.wait(_HOLD), "A newer change was being settled in verify's block."
-        assert [record.action for record in newer.result().records] == [action]
-        assert [client.active for client in newer.result().clients.values()] == (
-            [False] if action is _SOFT else []
-        )
-        assert _states(repository, acme) == [
-            (_SOFT, "verified"),
-            (_RESTORE, "verified"),
-            (action, "settled"),
-        ]
