@@ -152,7 +152,10 @@ class TestPostgreSQL:
     def test_an_id_that_ignores_case_is_found_to_the_letter(
         self, mount: Callable[..., Host], kv: KeyValue
     ) -> None:
-        host = mount("postgresql", postgresql.CITEXT(), "CREATE EXTENSION citext")
+        try:
+            host = mount("postgresql", postgresql.CITEXT(), "CREATE EXTENSION citext")
+        except sa.exc.NotSupportedError:
+            pytest.skip("This PostgreSQL has no citext: install its contrib modules.")
         _is_deleted_to_the_letter(host, kv)
 
     @pytest.mark.parametrize("type_", [sa.CHAR(20), sa.NCHAR(20)])

@@ -23,8 +23,6 @@ from .rows import ClientRows
 
 _T = TypeVar("_T")
 _TRIES = 5
-# SQLite and MariaDB call these an operational error, like an outage.
-_MISSING = ("no such table", "no such column", "has no column", "Unknown column")
 _OUTDATED = "The database lacks a table or a column: run db.create_all() or your migrations."
 _DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb")
 
@@ -188,9 +186,7 @@ def _translated(client_id: str | None = None) -> Iterator[None]:
             raise RepositoryError from error
         raise ClientInUseError(client_id) from error
     except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-        said = str(getattr(error, "orig", ""))
-        outdated = isinstance(error, sa.exc.ProgrammingError) or any(words in said for words in _MISSING)
-        raise RepositoryError(_OUTDATED if outdated else None) from error
+        raise RepositoryError(_OUTDATED if _lacks_a_table(error) else None) from error
 
 
 def _retrying(step: Callable[[], _T]) -> _T:
@@ -213,6 +209,20 @@ def _retrying(step: Callable[[], _T]) -> _T:
 
 def _is_conflict(error: sa.exc.DBAPIError) -> bool:
     """Whether the database has rolled back one of two transactions that were in each other's way."""
-    sqlstate = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-    number = error.orig.args[0] if error.orig is not None and error.orig.args else None
-    return sqlstate in ("40001", "40P01") or number == 1213
+    return _code(error) in ("40001", "40P01", 1213)
+
+
+def _lacks_a_table(error: sa.exc.SQLAlchemyError) -> bool:
+    """Whether a table or a column is missing, which MariaDB and SQLite may call operational, as an outage."""
+    code = _code(error)
+    words = ("no such table", "no such column", "has no column named")
+    return code in ("42P01", "42703", "42S02", "42S22", 1146, 1054) or any(
+        some in str(code) for some in words
+    )
+
+
+def _code(error: sa.exc.SQLAlchemyError) -> Any:
+    """Return the SQLSTATE, or MariaDB's number, or SQLite's text; None where the driver said nothing."""
+    said = getattr(error, "orig", None)
+    arguments = getattr(said, "args", None) or [None]
+    return getattr(said, "sqlstate", None) or getattr(said, "pgcode", None) or arguments[0]
