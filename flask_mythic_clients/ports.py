@@ -42,9 +42,9 @@ class DeletionSteps(Protocol):
     def settle(self, client_ids: Collection[str], *, clock: Clock) -> AbstractContextManager[Holding]:
         """Hold every pending record of the clients; leaving the block stamps them as settled.
 
-        Waits for whoever holds one of them. The clock is read after that, for no record may seem settled
-        before it was made: its time to be verified would come too early. Then the clients are read, as they
-        are now; all of them, also where nothing is pending.
+        Waits for whoever holds one of them, and may give up after some time. The clock is read after
+        that, for no record may seem settled before it was made: its time to be verified would come too
+        early. Then the clients are read, as they are now; all of them, also where nothing is pending.
         An exception in the block leaves the records pending.
         """
         ...

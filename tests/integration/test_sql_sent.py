@@ -180,7 +180,10 @@ def test_mariadb_gets_two_statements_for_each_step(
     begin = ["SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"]
     change = {"UPDATE": "UPDATE clients SET status", "DELETE": "DELETE FROM clients"}[ACTION[action]]
     insert = "INSERT INTO client_deletions .* SELECT .* FROM clients .* FOR UPDATE$"
-    stamp = ["SELECT .* FROM client_deletions .* FOR UPDATE$", "UPDATE client_deletions SET settled_at"]
+    stamp = [
+        "SELECT .* FROM client_deletions .* FOR UPDATE WAIT 2$",
+        "UPDATE client_deletions SET settled_at",
+    ]
     step_2 = [*begin, *stamp, "SELECT .* FROM clients", "KV", "COMMIT"]
     _matches(log, [*begin, insert, change, "COMMIT", *step_2])
 

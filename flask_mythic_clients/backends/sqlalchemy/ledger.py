@@ -16,6 +16,19 @@ from ...ports import Clock
 
 _PAGE = 100
 
+# How long a settler waits for whoever holds a record of its clients. A key-value store that hangs makes a
+# queue, in which each holds a connection of the host's pool; those who wait longer get their 503.
+_LOCK_SECONDS = 2
+
+# A condition of the UPDATE that is always true, and is computed once, before a row is locked: so it needs no
+# round trip of its own. No wait for the disk at commit: a stamp that a crash loses is only made again.
+_LOCAL_SETTINGS = sa.select(
+    sa.func.concat(
+        sa.func.set_config("lock_timeout", f"{_LOCK_SECONDS}s", True),
+        sa.func.set_config("synchronous_commit", "off", True),
+    )
+).scalar_subquery()
+
 # Whose ledger a table is. Not in `Table.info`: Alembic writes that into the migrations it generates.
 _models: WeakKeyDictionary[sa.Table, type] = WeakKeyDictionary()
 
@@ -125,13 +138,12 @@ class Ledger:
         dialect = session.connection().dialect  # connected, so that no wait for the pool comes later
         self.take_write_lock(session)
         if dialect.update_returning:
-            columns: list[Any] = list(self.table.c)
+            update = sa.update(self.table).where(where).values({column: clock()}).returning(self.table)
             if dialect.name == "postgresql":
-                # No wait for the disk at commit: a stamp that a crash loses is only made again.
-                columns.append(sa.func.set_config("synchronous_commit", "off", True))
-            update = sa.update(self.table).where(where).values({column: clock()}).returning(*columns)
+                update = update.where(_LOCAL_SETTINGS.is_not(None))
             return sorted((_record(row) for row in session.execute(update)), key=lambda record: record.id)
         query = sa.select(self.table).where(where).order_by(self.table.c.id).with_for_update()
+        query = query.suffix_with(f"WAIT {_LOCK_SECONDS}", dialect="mariadb")
         records = [_record(row) for row in session.execute(query)]
         stamp: dict[str, Any] = {column: clock()}
         if records:
