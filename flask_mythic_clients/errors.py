@@ -6,6 +6,7 @@
     ├── ConfigurationError            refused at start-up; the message names the key and the fix
     ├── InvalidClientIdError          the id can be no client's
     ├── ClientNotFoundError           no such client, and nothing pending for it
+    ├── ConstraintError               a constraint of the database forbids a soft delete or a restore
     ├── HardDeleteRefusedError        nothing has changed in either store
     │   ├── ClientInUseError              other rows forbid it (a foreign key)
     │   └── HardDeleteForbiddenError      the hard-delete guard forbids it
@@ -42,6 +43,10 @@ class InvalidClientIdError(ClientError):
 
 class ClientNotFoundError(ClientError):
     """There is no such client, and nothing is pending for it."""
+
+
+class ConstraintError(ClientError):
+    """A constraint of the database forbids this change of the client."""
 
 
 class HardDeleteRefusedError(ClientError):

@@ -60,7 +60,7 @@ class DeletionService:
     def soft_delete(self, client_id: str, *, actor: str) -> None:
         """Set the client's status to false; a client that already is deleted is success.
 
-        Raises InvalidClientIdError, ClientNotFoundError, StoreError.
+        Raises InvalidClientIdError, ClientNotFoundError, ConstraintError, StoreError.
         """
         self._carry_out(Action.SOFT, client_id, actor)
 
@@ -74,7 +74,7 @@ class DeletionService:
     def restore(self, client_id: str, *, actor: str) -> None:
         """Take a soft delete back; an active client is success.
 
-        Raises InvalidClientIdError, ClientNotFoundError, StoreError.
+        Raises InvalidClientIdError, ClientNotFoundError, ConstraintError, StoreError.
         """
         self._carry_out(Action.RESTORE, client_id, actor)
 

@@ -9,7 +9,9 @@ from flask import Blueprint, Response, request
 
 from .auth import VerifyKey, bearer_auth
 from .errors import (
+    ClientError,
     ClientNotFoundError,
+    ConstraintError,
     HardDeleteRefusedError,
     InvalidClientIdError,
     StoreError,
@@ -50,8 +52,9 @@ def create_blueprint(
     def not_found(_: ClientNotFoundError) -> Response:
         return _error(404, "Not Found", "The requested resource was not found")
 
+    @blueprint.errorhandler(ConstraintError)
     @blueprint.errorhandler(HardDeleteRefusedError)
-    def conflict(error: HardDeleteRefusedError) -> Response:
+    def conflict(error: ClientError) -> Response:
         return _error(409, "Conflict", str(error))
 
     @blueprint.errorhandler(StoreError)

@@ -215,3 +215,22 @@ def test_a_validator_of_the_hosts_is_asked_on_soft_delete_and_restore_alone(
             _restore(host, "acme")
         assert host.delete("acme?hard=true").status_code == 200
     assert asked == [("acme", "status", False), ("acme", "status", True)]
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"])
+def test_a_constraint_that_forbids_the_change_is_a_409_and_nothing_changes(
+    empty_database: Callable[[str], str], kv: KeyValue, database: str
+) -> None:
+    db = SQLAlchemy()
+    model = _model(db, sa.Column("id", sa.String(20), primary_key=True), sa.CheckConstraint("status"))
+    with mounting() as mounted:
+        host = mounted(empty_database(database), kv.store, db=db, model=model)
+        host.add(id="acme")
+        kv.raw.set("client:acme", "cached")
+        answer = host.delete("acme")
+        assert (answer.status_code, answer.json["error"]) == (409, "Conflict")
+        assert "constraint" in answer.json["message"]
+        assert [row.status for row in host.rows()] == [True]
+        assert host.records("acme") == []
+        assert kv.raw.get("client:acme") == "cached"
+        assert host.delete("acme?hard=true").status_code == 200

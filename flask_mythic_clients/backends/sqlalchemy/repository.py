@@ -12,7 +12,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Session
 
 from ...entries import EntryRule
-from ...errors import ClientInUseError, ConfigurationError, RepositoryError
+from ...errors import ClientInUseError, ConfigurationError, ConstraintError, RepositoryError
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
 from ...ports import Clock
 from .ledger import Ledger, ledger_table
@@ -59,7 +59,7 @@ class SQLAlchemyRepository:
                 session.commit()
                 return recorded
 
-        with _translated(change.client_id if change.action is Action.HARD else None):
+        with _translated(change):
             return _retrying(step)
 
     @contextmanager
@@ -177,15 +177,14 @@ class SQLAlchemyRepository:
 
 
 @contextmanager
-def _translated(client_id: str | None = None) -> Iterator[None]:
-    """Translate what a database says; `client_id` is that of a client being removed."""
+def _translated(change: Change | None = None) -> Iterator[None]:
+    """Translate what a database says, in step 1 of a change or elsewhere."""
     try:
         yield
-    except sa.exc.IntegrityError as error:
-        if client_id is None:
-            raise RepositoryError from error
-        raise ClientInUseError(client_id) from error
     except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        if change is not None and _is_refusal(error):
+            refused = ClientInUseError if change.action is Action.HARD else ConstraintError
+            raise refused(change.client_id) from error
         raise RepositoryError(_OUTDATED if _lacks_a_table(error) else None) from error
 
 
@@ -210,6 +209,12 @@ def _retrying(step: Callable[[], _T]) -> _T:
 def _is_conflict(error: sa.exc.DBAPIError) -> bool:
     """Whether the database has rolled back one of two transactions that were in each other's way."""
     return _code(error) in ("40001", "40P01", 1213)
+
+
+def _is_refusal(error: sa.exc.SQLAlchemyError) -> bool:
+    """Whether a constraint forbids it; PyMySQL calls MariaDB's CHECK an operational error."""
+    code = _code(error)
+    return isinstance(error, sa.exc.IntegrityError) or code in ("23000", 4025)
 
 
 def _lacks_a_table(error: sa.exc.SQLAlchemyError) -> bool:
