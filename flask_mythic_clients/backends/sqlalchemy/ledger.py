@@ -135,7 +135,7 @@ class Ledger:
 
         PostgreSQL waits inside the UPDATE, but stamps no record that was made after that began.
         """
-        dialect = session.connection().dialect  # connected, so that no wait for the pool comes later
+        dialect = session.get_bind().dialect
         self.take_write_lock(session)
         if dialect.update_returning:
             update = sa.update(self.table).where(where).values({column: clock()}).returning(self.table)

@@ -23,38 +23,39 @@ class Recorder:
         self._rows = rows
         self._ledger = ledger
 
-    def is_plain(self, action: Action, entries: EntryRule, dialect: sa.Dialect) -> bool:
-        """Whether the step needs SQL alone."""
-        return (
-            isinstance(entries, KeyTemplates)
-            and all(self._rows.is_plain(name, dialect) for name in {"id", *entries.columns})
-            and not runs_host_code(self._rows.mapper, action)
-        )
-
     def is_one_statement(self, action: Action, entries: EntryRule, dialect: sa.Dialect) -> bool:
         """Whether the step is a single statement, which is a transaction by itself."""
-        return dialect.name == "postgresql" and self.is_plain(action, entries, dialect)
+        return dialect.name == "postgresql" and self._plain(action, entries, dialect) is not None
 
     def record(self, session: Session, change: Change, entries: EntryRule) -> bool:
         """Take the step; return False where there is nothing to change."""
         dialect = session.get_bind().dialect
         if self._rows.key_of(change.client_id, dialect) is None:
             return False
-        if not (isinstance(entries, KeyTemplates) and self.is_plain(change.action, entries, dialect)):
+        templates = self._plain(change.action, entries, dialect)
+        if templates is None:
             return self._by_unit_of_work(session, change, entries)
         if dialect.name == "postgresql":
-            return self._by_one_statement(session, change, entries)
-        return self._by_two_statements(session, change, entries)
+            return self._by_one_statement(session, change, templates)
+        return self._by_two_statements(session, change, templates)
 
     def kv_keys(self, session: Session, client: Client, entries: EntryRule) -> list[str]:
         """Return the keys that the step would record for a hard delete."""
         dialect = session.get_bind().dialect
-        if not (isinstance(entries, KeyTemplates) and self.is_plain(Action.HARD, entries, dialect)):
+        templates = self._plain(Action.HARD, entries, dialect)
+        if templates is None:
             return list(entries(client))
-        keys = self._rows.kv_keys(self._rows.id.table, entries, dialect)
+        keys = self._rows.kv_keys(self._rows.id.table, templates, dialect)
         of_client = self._rows.id == self._rows.key_of(client.id, dialect)
         array = session.scalars(sa.select(sa.type_coerce(keys, sa.JSON)).where(of_client)).one()
         return [key for key in array if key is not None]
+
+    def _plain(self, action: Action, entries: EntryRule, dialect: sa.Dialect) -> KeyTemplates | None:
+        """Return the templates where the step needs SQL alone; otherwise None."""
+        if not isinstance(entries, KeyTemplates) or runs_host_code(self._rows.mapper, action):
+            return None
+        plain = all(self._rows.is_plain(name, dialect) for name in ("id", *entries.columns))
+        return entries if plain else None
 
     def _by_one_statement(self, session: Session, change: Change, templates: KeyTemplates) -> bool:
         """WITH changed AS (DELETE … or UPDATE … RETURNING …) INSERT … SELECT … FROM changed."""

@@ -126,7 +126,7 @@ class SQLAlchemyRepository:
             level = "SERIALIZABLE" if engine.dialect.name == "sqlite" else "READ COMMITTED"
             engine = engine.execution_options(isolation_level="AUTOCOMMIT" if autocommit else level)
         with Session(engine, autoflush=False, expire_on_commit=False) as session:
-            connection = session.connection()
+            connection = session.connection()  # now: a wait for the pool must not come after a clock is read
             try:
                 if mariadb:
                     # Not by the option above: that asks four times, and reports a dead connection in the
