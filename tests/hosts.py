@@ -12,7 +12,7 @@ from flask_sqlalchemy import SQLAlchemy
 
 from flask_mythic_clients import KeyValueStoreError, MythicClients
 from flask_mythic_clients.auth import create_key, digest
-from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
 from flask_mythic_clients.ports import KeyValueStore
 
 ADMIN_KEY = create_key()
@@ -143,3 +143,8 @@ class Gate:
         if self.closed:
             raise KeyValueStoreError
         return self._store.apply(**work)
+
+
+def client_model(db: SQLAlchemy, **attributes: Any) -> Any:
+    """Make a model of the columns we offer and further attributes."""
+    return type("Client", (ClientMixin, db.Model), {"__tablename__": "clients", **attributes})

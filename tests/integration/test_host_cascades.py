@@ -1,6 +1,6 @@
 """What a hard delete does to the rows that refer to a client."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,26 +9,8 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from flask_mythic_clients.backends.memory import MemoryStore
-from flask_mythic_clients.backends.sqlalchemy import ClientMixin
 
-from ..hosts import Host, contents, mounting
-
-
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
-
-
-@pytest.fixture
-def mount(database_url: str, store: MemoryStore) -> Iterator[Callable[..., Host]]:
-    """Make hosts on every database."""
-    with mounting(database_url, store) as mount:
-        yield mount
-
-
-def client_model(db: SQLAlchemy, **attributes: Any) -> Any:
-    """Make a model of the columns we offer and further attributes."""
-    return type("Client", (ClientMixin, db.Model), {"__tablename__": "clients", **attributes})
+from ..hosts import Host, client_model, contents
 
 
 def child_model(db: SQLAlchemy, name: str, **foreign_key: Any) -> Any:

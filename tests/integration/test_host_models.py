@@ -1,7 +1,7 @@
 """Models of the host's own: the names of their columns, their ids, their database."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,19 +13,7 @@ from flask_mythic_clients import ConfigurationError
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
 
-from ..hosts import Host, mounting
-
-
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
-
-
-@pytest.fixture
-def mount(database_url: str, store: MemoryStore) -> Iterator[Callable[..., Host]]:
-    """Make hosts on every database."""
-    with mounting(database_url, store) as mount:
-        yield mount
+from ..hosts import Host
 
 
 class TestNames:

@@ -1,7 +1,7 @@
 """What the host attached to its model and to its engine: listeners, versions, inheritance, isolation."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,24 +13,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin
 
-from ..hosts import Gate, Host, contents, mounting
-
-
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
-
-
-@pytest.fixture
-def mount(database_url: str, store: MemoryStore) -> Iterator[Callable[..., Host]]:
-    """Make hosts on every database."""
-    with mounting(database_url, store) as mount:
-        yield mount
-
-
-def client_model(db: SQLAlchemy, **attributes: Any) -> Any:
-    """Make a model of the columns we offer and further attributes."""
-    return type("Client", (ClientMixin, db.Model), {"__tablename__": "clients", **attributes})
+from ..hosts import Gate, Host, client_model, contents, mounting
 
 
 class TestTheHostsCode:
