@@ -20,6 +20,11 @@ pytest_plugins = ["pytester"]
 FindServer = Callable[[str], Server]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the command line size a campaign."""
+    parser.addoption("--size", type=int, help="how large a campaign is; each has a small default of its own")
+
+
 @pytest.fixture(scope="session")
 def find_server() -> Iterator[FindServer]:
     """Start a server when a test first asks for it.
@@ -92,13 +97,14 @@ def empty_kv(find_server: FindServer) -> Iterator[Callable[[str], KeyValue]]:
                 raise
             url = find_server("valkey").url
         raw = redis.Redis.from_url(url, decode_responses=True)
-        opened.append(raw)
+        store = RedisStore.from_url(url)
+        opened.extend((raw, store._client))
         raw.flushdb()
-        return KeyValue(RedisStore.from_url(url), raw, url)
+        return KeyValue(store, raw, url)
 
     yield empty
-    for raw in opened:
-        raw.close()
+    for client in opened:
+        client.close()
 
 
 @pytest.fixture(params=["memory", "redis", "valkey"])
