@@ -9,13 +9,13 @@ from typing import Any
 
 from .errors import InvalidClientIdError
 
-_CLIENT_ID = re.compile(r"[a-zA-Z0-9_-]{1,255}")
+CLIENT_ID = re.compile(r"[a-zA-Z0-9_-]{1,255}")
 
 
 def check_client_id(client_id: str) -> None:
     """Refuse an id that the wire contract does not allow; raises InvalidClientIdError."""
     # fullmatch: `match` with `$` lets a trailing newline through.
-    if not isinstance(client_id, str) or not _CLIENT_ID.fullmatch(client_id):
+    if not isinstance(client_id, str) or not CLIENT_ID.fullmatch(client_id):
         raise InvalidClientIdError(client_id)
 
 

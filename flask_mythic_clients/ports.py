@@ -40,23 +40,27 @@ class DeletionSteps(Protocol):
         """
         ...
 
-    def settle(self, client_ids: Collection[str], *, clock: Clock) -> AbstractContextManager[Holding]:
+    def settle(
+        self, client_ids: Collection[str], *, clock: Clock, wait: bool = True
+    ) -> AbstractContextManager[Holding]:
         """Hold every pending record of the clients; leaving the block stamps them as settled.
 
-        Waits for whoever holds one of them, and may give up after some time. The clock is read after
-        that, for no record may seem settled before it was made: its time to be verified would come too
-        early. Then the clients are read, as they are now; all of them, also where nothing is pending.
-        An exception in the block leaves the records pending.
+        Waits for whoever holds one of them, and may give up after some time; without `wait`, leaves the
+        records of such a client out, all of them. The clock is read after that, for no record may seem
+        settled before it was made: its time to be verified would come too early. Then the clients are
+        read, as they are now; all of them, also where nothing is pending. An exception in the block
+        leaves the records pending.
         """
         ...
 
     def verify(
-        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime
+        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime, wait: bool = True
     ) -> AbstractContextManager[Holding]:
         """Hold the clients' settled, unverified records; leaving the block stamps them as verified.
 
         Until then no newer change of these clients can be settled: it waits, at its step 1 or its step 2.
-        Otherwise a verifier that read a row and then paused would put the old value back.
+        Otherwise a verifier that read a row and then paused would put the old value back. `wait` means
+        what it means for `settle`.
         """
         ...
 

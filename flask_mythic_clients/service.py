@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from functools import partial
+from typing import Protocol
 
 from .entries import Entries, EntryRule, Value
 from .errors import ClientNotFoundError, HardDeleteForbiddenError, MythicClientsError
@@ -23,7 +24,9 @@ from .ports import ClientRepository, Clock, KeyValueStore
 
 logger = logging.getLogger(__package__)
 
-_Step: TypeAlias = Callable[[Collection[str]], Holding]
+
+class _Step(Protocol):
+    def __call__(self, client_ids: Collection[str], /, *, wait: bool) -> Holding: ...
 
 
 def _now() -> datetime:
@@ -144,16 +147,17 @@ class DeletionService:
         if not present and (not holding.records or action is Action.RESTORE):
             raise ClientNotFoundError(client_id)
 
-    def _settle(self, client_ids: Collection[str]) -> Holding:
-        with self._repository.settle(client_ids, clock=self._clock) as holding:
+    def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
+        with self._repository.settle(client_ids, clock=self._clock, wait=wait) as holding:
             self._bring_in_line(holding)
         for record in holding.records:
             self._on_settled(record)
         return holding
 
-    def _verify(self, client_ids: Collection[str]) -> Holding:
+    def _verify(self, client_ids: Collection[str], *, wait: bool) -> Holding:
         now = self._clock()
-        with self._repository.verify(client_ids, at=now, settled_before=now - self._verify_after) as holding:
+        before = now - self._verify_after
+        with self._repository.verify(client_ids, at=now, settled_before=before, wait=wait) as holding:
             found = self._bring_in_line(holding)
         for record in holding.records:
             if again := found.intersection(record.kv_keys):
@@ -195,11 +199,16 @@ class DeletionService:
     def _sweep(self, step: _Step, settled_before: datetime | None) -> tuple[int, set[str]]:
         """Take the step for all clients with unfinished records; return records done, clients left."""
         done, left = 0, set[str]()
-        for page in self._pages(settled_before):
-            done += self._take(step, sorted({record.client_id for record in page}), left)
+        # First what nobody holds, so that many reconcile side by side; then what its holder has not finished.
+        for wait in (False, True):
+            for page in self._pages(settled_before):
+                client_ids = {record.client_id for record in page} - left
+                done += self._take(partial(step, wait=wait), sorted(client_ids), left)
         return done, left
 
-    def _take(self, step: _Step, client_ids: Sequence[str], left: set[str]) -> int:
+    def _take(
+        self, step: Callable[[Sequence[str]], Holding], client_ids: Sequence[str], left: set[str]
+    ) -> int:
         try:
             return len(step(client_ids).records)
         except MythicClientsError:

@@ -101,23 +101,23 @@ class MemoryRepository:
             return True
 
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
+    def settle(self, client_ids: Collection[str], *, clock: Clock, wait: bool = True) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""
-        with self._hold(client_ids):
+        with self._hold(client_ids, wait) as held:
             at = clock()
             yield from self._stamping(
-                client_ids, [replace(r, settled_at=at) for r in self._of(client_ids) if r.settled_at is None]
+                client_ids, [replace(r, settled_at=at) for r in self._of(held) if r.settled_at is None]
             )
 
     @contextmanager
     def verify(
-        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime
+        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime, wait: bool = True
     ) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.verify`."""
-        with self._hold(client_ids):
+        with self._hold(client_ids, wait) as held:
             yield from self._stamping(
                 client_ids,
-                [replace(r, verified_at=at) for r in self._of(client_ids) if _is_due(r, settled_before)],
+                [replace(r, verified_at=at) for r in self._of(held) if _is_due(r, settled_before)],
             )
 
     def unfinished(
@@ -157,15 +157,17 @@ class MemoryRepository:
         """Accept every name: rows here may carry any column."""
 
     @contextmanager
-    def _hold(self, client_ids: Collection[str]) -> Iterator[None]:
+    def _hold(self, client_ids: Collection[str], wait: bool) -> Iterator[Collection[str]]:
         with self._changed:
-            self._changed.wait_for(lambda: self._held.isdisjoint(client_ids))
-            self._held.update(client_ids)
+            if wait:
+                self._changed.wait_for(lambda: self._held.isdisjoint(client_ids))
+            held = set(client_ids) - self._held
+            self._held |= held
         try:
-            yield
+            yield held
         finally:
             with self._changed:
-                self._held.difference_update(client_ids)
+                self._held -= held
                 self._changed.notify_all()
 
     def _stamping(self, client_ids: Collection[str], stamped: Sequence[DeletionRecord]) -> Iterator[Holding]:

@@ -169,15 +169,15 @@ def _record(repository: ClientRepository, client_id: str, *actions: Action) -> N
         assert repository.record(_change(client_id, action), _TEMPLATES), action
 
 
-def _settle(repository: ClientRepository, *client_ids: str, at: datetime) -> Holding:
-    with repository.settle(client_ids, clock=lambda: at) as holding:
+def _settle(repository: ClientRepository, *client_ids: str, at: datetime, wait: bool = True) -> Holding:
+    with repository.settle(client_ids, clock=lambda: at, wait=wait) as holding:
         return holding
 
 
 def _verify(
-    repository: ClientRepository, *client_ids: str, at: datetime, settled_before: datetime
+    repository: ClientRepository, *client_ids: str, at: datetime, settled_before: datetime, wait: bool = True
 ) -> Holding:
-    with repository.verify(client_ids, at=at, settled_before=settled_before) as holding:
+    with repository.verify(client_ids, at=at, settled_before=settled_before, wait=wait) as holding:
         return holding
 
 

@@ -240,6 +240,40 @@ class SettlingContract(RepositoryFixtures):
         assert restore.result() is True
         assert holding.clients[acme].active or not recorded
 
+    def test_a_settler_that_does_not_wait_leaves_out_a_client_that_is_held(
+        self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
+    ) -> None:
+        acme, acme2, zeta = self.ids
+        for client_id in self.ids:
+            add_client(client_id)
+        _record(repository, acme, _SOFT)
+        _record(repository, zeta, _SOFT)
+        with repository.settle([acme], clock=lambda: _at(1)):
+            other = threads.start(lambda: repository.record(_change(acme2, _SOFT), _TEMPLATES))
+            other.join(_HOLD)
+            second = threads.start(partial(_settle, repository, acme, zeta, at=_at(2), wait=False))
+            second.join(_HOLD)
+            # A database that locks as a whole makes everybody wait.
+            assert other.is_alive() or not second.is_alive(), "It waited for a client that was held."
+        assert [record.client_id for record in second.result().records] == [zeta]
+        assert repository.history(acme)[0].settled_at == _at(1)
+
+    def test_a_settler_that_does_not_wait_takes_no_record_of_a_client_that_is_held(
+        self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
+    ) -> None:
+        """Else a paused holder of the older record would put an old value over the newer one's."""
+        acme, *_ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        with repository.settle([acme], clock=lambda: _at(1)):
+            restore = threads.start(lambda: repository.record(_change(acme, _RESTORE), _TEMPLATES))
+            restore.join(_HOLD)
+            recorded = not restore.is_alive()
+            second = threads.start(partial(_settle, repository, acme, at=_at(2), wait=False))
+            second.join(_HOLD)
+        assert restore.result() is True
+        assert not (recorded and second.result().records)
+
     def test_no_record_is_settled_earlier_than_it_was_made(
         self, repository: ClientRepository, add_client: AddClient, threads: _Threads
     ) -> None:

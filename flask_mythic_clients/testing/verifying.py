@@ -2,6 +2,7 @@
 # ruff: noqa: D102 - the name of a test is its docstring
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -14,6 +15,7 @@ from .fixtures import (
     _HOLD,
     _RESTORE,
     _SOFT,
+    _TEMPLATES,
     AddClient,
     RepositoryFixtures,
     _at,
@@ -118,6 +120,26 @@ class VerifyingContract(RepositoryFixtures):
             second.join(_HOLD)
             assert second.is_alive(), "The second verifier was done while the first held the records."
         assert second.result().records == ()
+        assert repository.history(acme)[0].verified_at == _at(3)
+
+    def test_a_verifier_that_does_not_wait_leaves_out_a_client_that_is_held(
+        self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
+    ) -> None:
+        acme, acme2, zeta = self.ids
+        for client_id in self.ids:
+            add_client(client_id)
+        for client_id in (acme, zeta):
+            _record(repository, client_id, _SOFT)
+            _settle(repository, client_id, at=_at(1))
+        with repository.verify([acme], at=_at(3), settled_before=_at(2)):
+            other = threads.start(lambda: repository.record(_change(acme2, _SOFT), _TEMPLATES))
+            other.join(_HOLD)
+            verify = partial(_verify, at=_at(4), settled_before=_at(2), wait=False)
+            second = threads.start(lambda: verify(repository, acme, zeta))
+            second.join(_HOLD)
+            # A database that locks as a whole makes everybody wait.
+            assert other.is_alive() or not second.is_alive(), "It waited for a client that was held."
+        assert [record.client_id for record in second.result().records] == [zeta]
         assert repository.history(acme)[0].verified_at == _at(3)
 
     @pytest.mark.parametrize("action", [_SOFT, _HARD])

@@ -118,8 +118,8 @@ class AnswersFromAReadBeforeTheWrite(MemoryRepository):
 @fails("test_settle_stamps_all_pending_records_of_the_client")
 class StampsOnlyTheNewest(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
-        with super().settle(client_ids, clock=clock) as holding:
+    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
+        with super().settle(client_ids, clock=clock, **wait) as holding:
             yield holding
         for record in holding.records[:-1]:
             self._records[record.id] = replace(record, settled_at=None)
@@ -132,14 +132,14 @@ class StampsOnlyTheNewest(MemoryRepository):
 )
 class NeverRollsBack(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
-        with super().settle(client_ids, clock=clock) as holding:
+    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
+        with super().settle(client_ids, clock=clock, **wait) as holding:
             self._records.update((record.id, record) for record in holding.records)
             yield holding
 
     @contextmanager
-    def verify(self, client_ids: Collection[str], **times: datetime) -> Iterator[Holding]:
-        with super().verify(client_ids, **times) as holding:
+    def verify(self, client_ids: Collection[str], **options: Any) -> Iterator[Holding]:
+        with super().verify(client_ids, **options) as holding:
             self._records.update((record.id, record) for record in holding.records)
             yield holding
 
@@ -147,8 +147,8 @@ class NeverRollsBack(MemoryRepository):
 @fails("test_an_exception_in_settles_block_leaves_all_pending_and_comes_out_unchanged")
 class SwallowsTheException(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
-        with suppress(Exception), super().settle(client_ids, clock=clock) as holding:
+    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
+        with suppress(Exception), super().settle(client_ids, clock=clock, **wait) as holding:
             yield holding
 
 
@@ -160,8 +160,31 @@ class SwallowsTheException(MemoryRepository):
 )
 class WaitsForNobody(MemoryRepository):
     @contextmanager
-    def _hold(self, client_ids: Collection[str]) -> Iterator[None]:
-        yield
+    def _hold(self, client_ids: Collection[str], wait: bool) -> Iterator[Collection[str]]:
+        yield client_ids
+
+
+@fails(
+    "test_a_settler_that_does_not_wait_leaves_out_a_client_that_is_held",
+    "test_a_verifier_that_does_not_wait_leaves_out_a_client_that_is_held",
+)
+class WaitsAlways(MemoryRepository):
+    @contextmanager
+    def _hold(self, client_ids: Collection[str], wait: bool) -> Iterator[Collection[str]]:
+        with super()._hold(client_ids, True) as held:
+            yield held
+
+
+@fails(
+    "test_a_settler_that_does_not_wait_leaves_out_a_client_that_is_held",
+    "test_a_settler_that_does_not_wait_takes_no_record_of_a_client_that_is_held",
+    "test_a_verifier_that_does_not_wait_leaves_out_a_client_that_is_held",
+)
+class TakesWhatIsHeld(MemoryRepository):
+    @contextmanager
+    def _hold(self, client_ids: Collection[str], wait: bool) -> Iterator[Collection[str]]:
+        with super()._hold(client_ids, wait) as held:
+            yield held if wait else client_ids
 
 
 @fails("test_no_newer_change_is_settled_while_verifys_block_is_open")
@@ -169,8 +192,8 @@ class VerifiesWithoutHoldingTheClients(MemoryRepository):
     """Records are held by their ids alone, so that a newer one is free."""
 
     @contextmanager
-    def verify(self, client_ids: Collection[str], **times: datetime) -> Iterator[Holding]:
-        with super().verify(client_ids, **times) as holding:
+    def verify(self, client_ids: Collection[str], **options: Any) -> Iterator[Holding]:
+        with super().verify(client_ids, **options) as holding:
             self._held.difference_update(client_ids)
             yield holding
 
@@ -178,25 +201,25 @@ class VerifiesWithoutHoldingTheClients(MemoryRepository):
 @fails("test_a_settler_that_waited_yields_the_client_as_it_is_after_the_wait")
 class ReadsTheClientsBeforeItWaits(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
+    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
         clients = self._clients(client_ids)
-        with super().settle(client_ids, clock=clock) as holding:
+        with super().settle(client_ids, clock=clock, **wait) as holding:
             yield replace(holding, clients=clients)
 
 
 @fails("test_settle_yields_the_clients_also_when_nothing_is_pending")
 class ReadsOnlyClientsWithRecords(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
-        with super().settle(client_ids, clock=clock) as holding:
+    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
+        with super().settle(client_ids, clock=clock, **wait) as holding:
             yield holding if holding.records else Holding((), {})
 
 
 @fails("test_a_change_recorded_while_the_client_is_held_is_still_pending_afterwards")
 class StampsWhatItDidNotHold(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
-        with super().settle(client_ids, clock=clock) as holding:
+    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
+        with super().settle(client_ids, clock=clock, **wait) as holding:
             yield holding
         for record in self._of(client_ids):
             self._records[record.id] = replace(record, settled_at=record.settled_at or clock())
@@ -205,8 +228,8 @@ class StampsWhatItDidNotHold(MemoryRepository):
 @fails("test_verify_leaves_pending_records_alone")
 class VerifiesPendingRecords(MemoryRepository):
     @contextmanager
-    def verify(self, client_ids: Collection[str], *, at: datetime, **times: datetime) -> Iterator[Holding]:
-        with super().verify(client_ids, at=at, **times) as holding:
+    def verify(self, client_ids: Collection[str], *, at: datetime, **options: Any) -> Iterator[Holding]:
+        with super().verify(client_ids, at=at, **options) as holding:
             yield holding
         for record in self._of(client_ids):
             self._records[record.id] = replace(record, verified_at=at)

@@ -181,7 +181,7 @@ def test_mariadb_gets_two_statements_for_each_step(
     change = {"UPDATE": "UPDATE clients SET status", "DELETE": "DELETE FROM clients"}[ACTION[action]]
     insert = "INSERT INTO client_deletions .* SELECT .* FROM clients .* FOR UPDATE$"
     stamp = [
-        "SELECT .* FROM client_deletions .* FOR UPDATE WAIT 2$",
+        "SELECT .* FROM client_deletions .* FOR UPDATE WAIT 1$",
         "UPDATE client_deletions SET settled_at",
     ]
     step_2 = [*begin, *stamp, "SELECT .* FROM clients", "KV", "COMMIT"]

@@ -18,13 +18,14 @@ _PAGE = 100
 
 # How long a settler waits for whoever holds a record of its clients. A key-value store that hangs makes a
 # queue, in which each holds a connection of the host's pool; those who wait longer get their 503.
-_LOCK_SECONDS = 2
+_MARIADB_WAIT = "WAIT 1"  # whole seconds only
+_POSTGRESQL_WAIT = "1250ms"  # more than its deadlock_timeout, or a deadlock would never be found out
 
 # A condition of the UPDATE that is always true, and is computed once, before a row is locked: so it needs no
 # round trip of its own. No wait for the disk at commit: a stamp that a crash loses is only made again.
 _LOCAL_SETTINGS = sa.select(
     sa.func.concat(
-        sa.func.set_config("lock_timeout", f"{_LOCK_SECONDS}s", True),
+        sa.func.set_config("lock_timeout", _POSTGRESQL_WAIT, True),
         sa.func.set_config("synchronous_commit", "off", True),
     )
 ).scalar_subquery()
@@ -80,21 +81,24 @@ class Ledger:
         self.table = table
         self._pending = table.c.verified_at.is_(None) & table.c.settled_at.is_(None)
 
-    def settle(self, session: Session, client_ids: Collection[str], clock: Clock) -> list[DeletionRecord]:
-        """Lock and stamp the pending records of the clients; waits for whoever holds one."""
+    def settle(
+        self, session: Session, client_ids: Collection[str], clock: Clock, wait: bool
+    ) -> list[DeletionRecord]:
+        """Lock and stamp the pending records of the clients; waits for whoever holds one, or leaves it."""
         of_clients = self.table.c.client_id.in_(client_ids)
-        return self._stamp(session, of_clients & self.table.c.settled_at.is_(None), "settled_at", clock)
+        return self._stamp(session, of_clients & self.table.c.settled_at.is_(None), "settled_at", clock, wait)
 
     def verify(
-        self, session: Session, client_ids: Collection[str], at: datetime, settled_before: datetime
+        self,
+        session: Session,
+        client_ids: Collection[str],
+        at: datetime,
+        settled_before: datetime,
+        wait: bool,
     ) -> list[DeletionRecord]:
         """Lock and stamp the clients' settled records that nobody has verified."""
-        return self._stamp(
-            session,
-            self.table.c.client_id.in_(client_ids) & self._unverified(settled_before),
-            "verified_at",
-            lambda: at,
-        )
+        due = self.table.c.client_id.in_(client_ids) & self._unverified(settled_before)
+        return self._stamp(session, due, "verified_at", lambda: at, wait)
 
     def unfinished(
         self, session: Session, settled_before: datetime | None, after: DeletionRecord | None
@@ -129,27 +133,42 @@ class Ledger:
             session.execute(sa.update(self.table).where(self.table.c.id == 0).values(actor=""))  # no such
 
     def _stamp(
-        self, session: Session, where: sa.ColumnElement[bool], column: str, clock: Clock
+        self, session: Session, where: sa.ColumnElement[bool], column: str, clock: Clock, wait: bool
     ) -> list[DeletionRecord]:
         """Lock the records, read the clock, and stamp them.
 
         PostgreSQL waits inside the UPDATE, but stamps no record that was made after that began.
         """
-        dialect = session.get_bind().dialect
+        name = session.get_bind().dialect.name
         self.take_write_lock(session)
-        if dialect.update_returning:
+        if not wait and name != "sqlite":  # whose write lock is the database's
+            where = self.table.c.id.in_(self._lock_what_is_free(session, where))
+        if name in ("postgresql", "sqlite"):
             update = sa.update(self.table).where(where).values({column: clock()}).returning(self.table)
-            if dialect.name == "postgresql":
+            if name == "postgresql":
                 update = update.where(_LOCAL_SETTINGS.is_not(None))
             return sorted((_record(row) for row in session.execute(update)), key=lambda record: record.id)
         query = sa.select(self.table).where(where).order_by(self.table.c.id).with_for_update()
-        query = query.suffix_with(f"WAIT {_LOCK_SECONDS}", dialect="mariadb")
+        query = query.suffix_with(_MARIADB_WAIT, dialect="mariadb")
         records = [_record(row) for row in session.execute(query)]
         stamp: dict[str, Any] = {column: clock()}
         if records:
             by_id = self.table.c.id.in_([record.id for record in records])
             session.execute(sa.update(self.table).where(by_id).values(stamp))
         return [replace(record, **stamp) for record in records]
+
+    def _lock_what_is_free(self, session: Session, where: sa.ColumnElement[bool]) -> list[int]:
+        """Lock the records of which nobody holds one of the same client; return their ids.
+
+        Two who hold one each of a client's records would write its entries side by side.
+        """
+        c = self.table.c
+        query = sa.select(c.id, c.client_id).where(where)
+        mine = {id for id, _ in session.execute(query.with_for_update(skip_locked=True))}
+        # Another's record, and one made since.
+        every = session.execute(query).all()
+        disputed = {client_id for id, client_id in every if id not in mine}
+        return [id for id, client_id in every if id in mine and client_id not in disputed]
 
 
 def _record(row: sa.Row[Any]) -> DeletionRecord:

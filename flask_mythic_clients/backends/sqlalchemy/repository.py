@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -63,21 +64,21 @@ class SQLAlchemyRepository:
             return _retrying(step)
 
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock) -> Iterator[Holding]:
+    def settle(self, client_ids: Collection[str], *, clock: Clock, wait: bool = True) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""
-        with self._hold(
-            client_ids, None, lambda session: self._ledger.settle(session, client_ids, clock)
-        ) as held:
+        stamp = partial(self._ledger.settle, client_ids=client_ids, clock=clock, wait=wait)
+        with self._hold(client_ids, None, stamp) as held:
             yield held
 
     @contextmanager
     def verify(
-        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime
+        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime, wait: bool = True
     ) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.verify`."""
-        with self._hold(
-            client_ids, "share", lambda session: self._ledger.verify(session, client_ids, at, settled_before)
-        ) as held:
+        stamp = partial(
+            self._ledger.verify, client_ids=client_ids, at=at, settled_before=settled_before, wait=wait
+        )
+        with self._hold(client_ids, "share", stamp) as held:
             yield held
 
     def unfinished(
