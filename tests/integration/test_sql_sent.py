@@ -15,7 +15,7 @@ from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue
 
-from .scene import CONFIG, Scene, make_scene
+from .scene import AWAY, CONFIG, Scene, make_scene
 
 ACTION = {Action.SOFT: "UPDATE", Action.HARD: "DELETE"}
 
@@ -199,6 +199,32 @@ def test_sqlite_writes_first_in_each_step(
     # The first UPDATE takes the write lock, so that the clock is read after the wait for it.
     lock, stamp = "UPDATE client_deletions SET actor=", "UPDATE client_deletions SET settled_at=.* RETURNING"
     _matches(log, [*step_1, lock, stamp, "SELECT .* FROM clients", "KV", "COMMIT"])
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_reconcile_first_takes_what_nobody_holds(
+    empty_database: Callable[[str], str], open_scene: Any, database: str
+) -> None:
+    with open_scene(empty_database(database)) as scene:
+        scene.tap.store, store = AWAY, scene.tap.store
+        assert scene.host.delete("acme").status_code == 503
+        scene.tap.store = store
+        with sent(scene) as log:
+            assert scene.reconcile().settled == 1
+    begin = {
+        "postgresql": [],
+        "mariadb": ["SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"],
+    }[database]
+    free = [
+        "SELECT .* FROM client_deletions .* FOR UPDATE SKIP LOCKED$",
+        "SELECT .* FROM client_deletions .* IS NULL$",
+    ]
+    lock = {"postgresql": [], "mariadb": ["SELECT .* FOR UPDATE WAIT 1$"]}[database]
+    stamp = [*free, *lock, "UPDATE client_deletions SET settled_at"]
+    page = [*begin, "SELECT .* FROM client_deletions .* LIMIT", "COMMIT"]
+    settle = [*begin, *stamp, "SELECT .* FROM clients", "KV", "COMMIT"]
+    # Page and page after it, once leaving what is held and once waiting for it; then what is to be verified.
+    _matches(log, [*page, *settle, *page, *page, *page, *page])
 
 
 @pytest.mark.parametrize("action", Action)

@@ -67,6 +67,7 @@ ARGUMENTS = {
     "at": NOW,
     "clock": lambda: NOW,
     "settled_before": NOW,
+    "wait": True,
     "after": None,
     "remove": ["client:acme"],
     "overwrite": {},

@@ -1,0 +1,142 @@
+"""A host to be served, killed and cut off; a header tells a request at which moment its process shall die.
+
+A moment is the time just before or just after a statement, a commit or a call of the key-value store. A
+request that gets through answers with the moments it came through, in `X-Moments`.
+"""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Flask, Response, g, request
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Mapped, mapped_column
+
+from flask_mythic_clients import MythicClients
+from flask_mythic_clients.backends.redis import RedisStore
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
+from flask_mythic_clients.ports import KeyValueStore
+
+KV_KEYS = ["client:{id}", "publishable_key:{publishable_key}"]
+
+db = SQLAlchemy()
+
+
+class Client(ClientMixin, db.Model):  # type: ignore[name-defined,misc]
+    """A client whose second entry only the host knows."""
+
+    __tablename__ = "clients"
+    publishable_key: Mapped[str | None] = mapped_column(sa.String(64))
+
+
+repository = SQLAlchemyRepository(db, Client)
+
+
+def document(id: str, status: bool) -> str:
+    """Return the value of `client:{id}`."""
+    return json.dumps({"id": id, "name": "", "status": status})
+
+
+def kill() -> None:
+    """End this process as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def pass_moment(name: str) -> None:
+    """Note the moment; die if it is the one."""
+    if "moments" in g:
+        g.moments.append(name)
+        if len(g.moments) == g.die_at:
+            kill()
+
+
+class MomentStore:
+    """A key-value store whose calls have two moments."""
+
+    def __init__(self, store: KeyValueStore) -> None:
+        self._store = store
+
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, str | bytes]) -> set[str]:
+        """Fulfil `ports.KeyValueStore.apply`."""
+        pass_moment("before the KV call")
+        found = self._store.apply(remove=remove, overwrite=overwrite)
+        pass_moment("after the KV call")
+        return found
+
+
+def create_app() -> Flask:
+    """Return the host on the stores that DATABASE_URL and REDIS_URL name; the tables are there already."""
+    app = Flask(__name__)
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=os.environ["DATABASE_URL"],
+        MYTHIC_CLIENTS_ADMIN_KEYS={"campaign": os.environ["ADMIN_KEY_DIGEST"]},
+        MYTHIC_CLIENTS_KV_KEYS=KV_KEYS,
+        MYTHIC_CLIENTS_VERIFY_AFTER=int(os.environ.get("VERIFY_AFTER", "60")),
+    )
+    db.init_app(app)
+    store = MomentStore(RedisStore.from_url(os.environ["REDIS_URL"]))
+    clients = MythicClients(repository=repository, kv=store)
+    clients.init_app(app)
+    with app.app_context():
+        _watch(db.engine)
+
+    @app.before_request
+    def count_moments() -> None:
+        if "X-Die-At" in request.headers:
+            g.moments, g.die_at = [], int(request.headers["X-Die-At"])
+
+    @app.after_request
+    def tell_moments(answer: Response) -> Response:
+        if "moments" in g:
+            answer.headers["X-Moments"] = "; ".join(g.moments)
+        return answer
+
+    @app.post("/restore/<client_id>")
+    def restore(client_id: str) -> Any:
+        clients.service.restore(client_id, actor="campaign")
+        return {"restored": client_id}
+
+    @app.post("/reconcile")
+    def reconcile() -> Any:
+        done = clients.service.reconcile()
+        return {"settled": done.settled, "verified": done.verified, "failed": done.failed}
+
+    @app.post("/die/<int:milliseconds>")
+    def die(milliseconds: int) -> Any:
+        threading.Timer(milliseconds / 1000, kill).start()
+        return {"dies in ms": milliseconds}
+
+    @app.get("/pid")
+    def pid() -> Any:
+        return {"pid": os.getpid()}
+
+    return app
+
+
+def _watch(engine: sa.Engine) -> None:
+    def around(name: str, do: Callable[..., None]) -> Callable[..., None]:
+        def done(*arguments: Any) -> None:
+            pass_moment(f"before {name}")
+            do(*arguments)
+            pass_moment(f"after {name}")
+
+        return done
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def before(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        pass_moment(f"before {_short(statement)}")
+
+    @sa.event.listens_for(engine, "after_cursor_execute")
+    def after(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        pass_moment(f"after {_short(statement)}")
+
+    engine.dialect.do_commit = around("COMMIT", engine.dialect.do_commit)  # type: ignore[method-assign]
+
+
+def _short(statement: str) -> str:
+    words = " ".join(statement.split())
+    return words if len(words) <= 40 else words[:40] + "..."
