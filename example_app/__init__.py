@@ -12,7 +12,7 @@ from typing import Any
 import redis
 from flask import Flask, Response
 
-from flask_mythic_clients import MythicClients
+from flask_mythic_clients import MythicClients, openapi_document
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
@@ -58,6 +58,11 @@ def create_app(memory: MemoryStore | None = None) -> Flask:
         with suppress(redis.RedisError):
             cache.set(key, document)
         return _answer(document, "database")
+
+    @app.get("/api/v1/openapi.json")
+    def document() -> dict[str, Any]:
+        """Tell of the package's route; not of the one above, which is the example's own."""
+        return openapi_document()
 
     return app
 

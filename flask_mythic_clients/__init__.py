@@ -16,6 +16,7 @@ from .errors import (
 )
 from .extension import MythicClients
 from .model import DeletionRecord
+from .openapi import openapi_document
 from .signals import client_hard_deleted, client_restored, client_soft_deleted
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "client_hard_deleted",
     "client_restored",
     "client_soft_deleted",
+    "openapi_document",
 ]

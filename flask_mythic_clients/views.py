@@ -1,4 +1,4 @@
-"""The route: error → status. The only place that knows a status code."""
+"""The route: error → status. The only place that decides a status code."""
 
 import json
 import logging

@@ -80,6 +80,16 @@ def test_the_python_blocks_run_in_their_order(
             assert "acme was removed by ops" in caplog.text
         if "verify_key" in text:
             assert [names["verify_key"](token) for token in (key, "wrong")] == ["ops", None]
+        if "publish" in text:
+            app = names["create_app"]()  # a new one: after its first request an app takes no more routes
+            names["publish"](app)
+            assert list(app.test_client().get("/openapi.json").json["paths"]) == ["/api/v1/clients/{id}"]
+        if "limit_guesses" in text:
+            app = names["create_app"]()
+            names["limit_guesses"](app)
+            statuses = [app.test_client().delete("/api/v1/clients/x").status_code for _ in range(31)]
+            assert statuses == [401] * 30 + [429]
+        names["clients"]._kv._client.close()
 
 
 def _delete_an_account(names: dict[str, Any], key: str, kv: KeyValue) -> None:

@@ -6,6 +6,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 import redis
@@ -40,6 +42,13 @@ def _failure(store: RedisStore) -> KeyValueStoreError:
     with pytest.raises(KeyValueStoreError) as caught:
         store.apply(remove=["a"], overwrite={"b": "c"})
     return caught.value
+
+
+def _failure_at_once(store: RedisStore) -> KeyValueStoreError:
+    began = time.monotonic()
+    error = _failure(store)
+    assert time.monotonic() - began < 0.1
+    return error
 
 
 def _shown(error: BaseException) -> str:
@@ -102,6 +111,36 @@ def test_the_default_timeout_is_a_second(listening: socket.socket) -> None:
     began = time.monotonic()
     _failure(RedisStore.from_url(_url(listening)))
     assert 0.9 < time.monotonic() - began < 2
+
+
+def test_after_a_time_out_the_server_is_left_alone_for_a_second_and_then_asked_by_one(kv: KeyValue) -> None:
+    assert kv.url is not None
+    with closing(redis.Redis.from_url(kv.url, socket_timeout=0.3)) as client:
+        store = RedisStore(client)
+        store.apply(remove=["a"], overwrite={})
+        kv.raw.set("a", "1")
+        kv.raw.client_pause(10_000, all=False)
+        try:
+            _failure(store)
+            assert _failure_at_once(store).__cause__ is None
+            time.sleep(1)
+            with ThreadPoolExecutor(1) as other:
+                asking = other.submit(_failure, store)
+                time.sleep(0.1)
+                _failure_at_once(store)
+                assert isinstance(asking.result().__cause__, redis.TimeoutError)
+            _failure_at_once(store)
+        finally:
+            kv.raw.client_unpause()
+        time.sleep(1)
+        for removed in ({"a"}, set()):
+            assert store.apply(remove=["a"], overwrite={}) == removed
+
+
+def test_a_server_that_refuses_is_asked_again_at_once() -> None:
+    store = RedisStore.from_url("redis://127.0.0.1:1/0")
+    for _ in range(3):
+        assert isinstance(_failure(store).__cause__, redis.ConnectionError)
 
 
 def test_a_connection_that_the_server_closed_is_replaced(kv: KeyValue) -> None:

@@ -1,0 +1,125 @@
+"""The wire contract as an OpenAPI document, for hosts that publish one."""
+
+from http import HTTPStatus
+from typing import Any
+
+from .config import Settings
+from .errors import ClientInUseError, InvalidClientIdError, KeyValueStoreError
+from .model import CLIENT_ID
+
+_TRUE, _BOOLEAN, _TEXT = {"const": True}, {"type": "boolean"}, {"type": "string"}
+
+
+def openapi_document(url_prefix: str = Settings.url_prefix) -> dict[str, Any]:
+    """Return an OpenAPI 3.1 document of the route; each call makes a new one, to be merged or changed.
+
+    `url_prefix` is the app's MYTHIC_CLIENTS_URL_PREFIX. What the host answers itself is not told: a path
+    that is not the route's (an id with a slash in it), and another method.
+    """
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Clients",
+            "summary": "Delete clients: reversible by default, permanent on demand.",
+            "version": "1.0.0",
+        },
+        "paths": {f"{url_prefix}/clients/{{id}}": {"delete": _operation()}},
+        "components": {
+            "securitySchemes": {
+                "adminKey": {"type": "http", "scheme": "bearer", "description": "An admin key."}
+            }
+        },
+    }
+
+
+def _operation() -> dict[str, Any]:
+    return {
+        "operationId": "deleteClient",
+        "summary": "Delete a client",
+        "description": (
+            "Sets the client's status to false, which can be taken back; with `hard=true` removes the client "
+            "and all its entries for good. Repeating a request is safe, and finishes what an earlier one "
+            "began. A body is not read."
+        ),
+        "security": [{"adminKey": []}],
+        "parameters": [
+            {
+                "name": "id",
+                "in": "path",
+                "required": True,
+                "description": "The client's id.",
+                "schema": {"type": "string", "pattern": f"^{CLIENT_ID.pattern}$"},
+                "example": "acme",
+            },
+            {
+                "name": "hard",
+                "in": "query",
+                "description": "Whether to remove the client for good. Given once at the most.",
+                "schema": {"type": "string", "enum": ["true", "false"], "default": "false"},
+            },
+        ],
+        "responses": {
+            "200": _deleted(),
+            "400": _error(400, "The id is no client's, or `hard` is no flag.", str(InvalidClientIdError(""))),
+            "401": _error(
+                401,
+                "No key or a wrong key. This is checked before anything else.",
+                "Authentication required. Please provide a valid API token",
+                {"WWW-Authenticate": _header({**_TEXT, "pattern": '^Bearer realm="clients"'})},
+            ),
+            "404": _error(
+                404,
+                "There is no such client, and nothing is pending for it.",
+                "The requested resource was not found",
+            ),
+            "409": _error(
+                409,
+                "Other rows or a constraint forbid the change, or this service forbids the removal.",
+                str(ClientInUseError("")),
+            ),
+            "503": _error(
+                503,
+                "A store did not answer. What was begun is finished when the request is repeated.",
+                f"{KeyValueStoreError()} Repeat the request: that is safe, and finishes what was begun.",
+                {"Retry-After": _header({"type": "integer", "minimum": 0})},
+            ),
+        },
+    }
+
+
+def _deleted() -> dict[str, Any]:
+    examples = {
+        name: {"value": {"success": True, "deleted": True, "hard": hard}}
+        for name, hard in (("soft", False), ("hard", True))
+    }
+    properties = {"success": _TRUE, "deleted": _TRUE, "hard": _BOOLEAN}
+    return _response("The client is deleted; with `hard`, for good.", properties, examples, {})
+
+
+def _error(
+    status: int, description: str, message: str, headers: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    error = HTTPStatus(status).phrase
+    properties = {"error": {"const": error}, "message": _TEXT, "code": {"const": status}}
+    examples = {"error": {"value": {"error": error, "message": message, "code": status}}}
+    return _response(description, properties, examples, headers or {})
+
+
+def _response(
+    description: str, properties: dict[str, Any], examples: dict[str, Any], headers: dict[str, Any]
+) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {
+        "description": description,
+        "headers": {"Cache-Control": _header({"const": "no-store"}), **headers},
+        "content": {"application/json": {"schema": schema, "examples": examples}},
+    }
+
+
+def _header(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"required": True, "schema": schema}

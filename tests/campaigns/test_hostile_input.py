@@ -1,0 +1,156 @@
+"""Hostile input: schemathesis on the package's own OpenAPI document, with every check it has.
+
+`--size` is the number of cases on a database: half of them with the right key, a quarter with
+credentials that schemathesis makes up, a quarter with none.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+import sqlalchemy as sa
+from hypothesis.configuration import set_hypothesis_home_dir
+from schemathesis.checks import CHECKS
+from schemathesis.engine import events, from_schema
+from werkzeug.test import Client, TestResponse
+
+from flask_mythic_clients.openapi import openapi_document
+
+from ..hosts import ADMIN_KEY, Host, KeyValue, make_host
+
+SHARES = {"right": 2, "wrong": 4, "none": 4}  # one of so many cases
+CREDENTIALS: dict[str, dict[str, Any]] = {
+    "right": {"headers": {"Authorization": f"Bearer {ADMIN_KEY}"}},
+    "wrong": {},  # schemathesis makes up tokens, and leaves some out
+    "none": {"generation": {"with-security-parameters": False}},
+}
+CONFIG: dict[str, Any] = {
+    "seed": 1,  # a larger size finds more, the same size the same
+    "continue-on-failure": True,
+    "cache": {"enabled": False},  # it would lie in the checkout
+    "checks": {
+        # Narrower than their defaults. A valid request may be about a client that is not there, or one that
+        # must be soft-deleted first; an invalid one is never let through.
+        "positive_data_acceptance": {"expected-statuses": ["200", "401", "404", "409"]},
+        "negative_data_rejection": {"expected-statuses": ["400", "401", "405"]},
+    },
+}
+LEFT_OUT = {"max_response_time"}  # it has no limit of its own, and on a busy machine a time proves nothing
+
+
+class Tenants:
+    """Makes a client, with its entry, for every second request that names one."""
+
+    def __init__(self, host: Host, raw: Any) -> None:
+        self.made: set[str] = set()
+        self.host, self._raw = host, raw
+        self._app = host.flask.wsgi_app
+        self._every_second = cycle((True, False))
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        found = re.fullmatch(r"/api/v1/clients/([a-zA-Z0-9_-]{1,255})", environ["PATH_INFO"])
+        if found and next(self._every_second):
+            self._make(found[1])
+        return self._app(environ, start_response)
+
+    def _make(self, id: str) -> None:
+        try:
+            self.host.add(id=id, name="")
+        except sa.exc.IntegrityError:
+            return  # it is there already, or on MariaDB its twin in another case
+        self._raw.set(f"client:{id}", json.dumps({"id": id, "name": "", "status": True}))
+        self.made.add(id)
+
+    def found(self) -> Counter[str]:
+        """Count the clients by what became of them; the two stores must agree on each."""
+        rows = {row.id: row.status for row in self.host.rows()}
+        fates: Counter[str] = Counter()
+        for id in self.made:
+            entry = self._raw.get(f"client:{id}")
+            assert (None if entry is None else json.loads(entry)["status"]) == rows.get(id), id
+            fates[{True: "active", False: "soft", None: "hard"}[rows.get(id)]] += 1
+        return fates
+
+
+class InProcess(Client):
+    """Without the socket's settings, which schemathesis also gives to the probes of `ignored_auth`."""
+
+    def open(
+        self, *, max_redirects: Any = None, verify: Any = None, cert: Any = None, **request: Any
+    ) -> TestResponse:
+        return super().open(**request)
+
+
+@pytest.fixture(autouse=True)
+def _schemathesis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("schemathesis.python.wsgi.get_client", InProcess)
+    set_hypothesis_home_dir(tmp_path / "hypothesis")  # not in the checkout
+    yield
+    set_hypothesis_home_dir(None)
+
+
+@pytest.fixture
+def tenants(database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Tenants]:
+    kv = empty_kv("either")
+    # With this guard a hard delete has two answers, 200 and 409.
+    guard = {"MYTHIC_CLIENTS_HARD_DELETE": "after-soft-delete"}
+    with closing(make_host(database_url, kv.store, config=guard)) as host:
+        host.flask.add_url_rule("/openapi.json", view_func=openapi_document)
+        tenants = Tenants(host, kv.raw)
+        host.flask.wsgi_app = tenants  # type: ignore[method-assign]
+        yield tenants
+
+
+@pytest.mark.parametrize("key", SHARES)
+def test_no_request_gets_an_answer_that_the_document_does_not_promise(
+    tenants: Tenants, key: str, size: Callable[[int], int], report: Callable[..., None]
+) -> None:
+    host = tenants.host
+    wanted = -(-size(100) // SHARES[key])
+    answers, failures, checks = attack(host, key, wanted)
+    assert failures == []
+    assert sum(answers.values()) >= wanted
+    assert checks == set(CHECKS.get_all_names()) - LEFT_OUT
+    fates = tenants.found()
+    with host.flask.app_context():
+        records = host.db.session.scalar(sa.text("SELECT count(*) FROM client_deletions"))
+    if key == "right":
+        assert {"DELETE 200", "DELETE 400", "DELETE 404"} <= set(answers)
+        assert records >= fates["soft"] + 2 * fates["hard"] > 0
+    else:
+        assert {answer for answer in answers if "DELETE" in answer} == {"DELETE 401"}
+        assert (records, fates) == (0, {"active": len(tenants.made)})
+    report(cases=sum(answers.values()), failures=len(failures), answers=dict(answers), clients=dict(fates))
+
+
+def attack(host: Host, key: str, cases: int) -> tuple[Counter[str], list[str], set[str]]:
+    """Run schemathesis; return the answers counted, what failed, and the names of the checks made."""
+    config = {"generation": {}, **CONFIG, **CREDENTIALS[key]}
+    config["generation"] = {**config["generation"], "max-examples": cases, "database": "none"}
+    schema = schemathesis.openapi.from_wsgi(
+        "/openapi.json", host.flask, config=schemathesis.Config.from_dict(config)
+    )
+    answers: Counter[str] = Counter()
+    failures: list[str] = []
+    checks: set[str] = set()
+    for event in from_schema(schema).execute():
+        if isinstance(event, events.NonFatalError | events.FatalError):
+            failures.append(repr(getattr(event, "value", None) or event.exception))
+        if not isinstance(event, events.ScenarioFinished):
+            continue
+        for id, interaction in event.recorder.interactions.items():
+            request, answer = interaction.request, interaction.response
+            answers[f"{request.method} {answer and answer.status_code}"] += 1
+            for check in event.recorder.checks.get(id, []):
+                checks.add(check.name)
+                if check.failure_info:
+                    failure = check.failure_info.failure
+                    failures.append(f"{check.name}: {request.method} {request.uri}: {failure.message}")
+    return answers, failures, checks
