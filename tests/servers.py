@@ -2,6 +2,8 @@
 
 A server started here is a throwaway: a free loopback port and a temporary folder of its own, so that
 the machine's servers and data are never touched.
+
+`python -m tests.servers COMMAND...` runs a command that finds their URLs in its environment.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -341,3 +344,18 @@ def _usable(prefix: Sequence[str]) -> bool:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
+
+
+def main() -> int:
+    """Run a command beside one server of each kind; return its exit code."""
+    with contextlib.ExitStack() as stack:
+        urls = {}
+        for name, start in START.items():
+            server = start()
+            stack.callback(server.stop)
+            urls[f"TEST_{name.upper()}_URL"] = server.url
+        return subprocess.run(sys.argv[1:], env=os.environ | urls, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""The stores a random program runs on, eyes that look behind them, and faults before them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Mapped, mapped_column
+
+from flask_mythic_clients import KeyValueStoreError, RepositoryError
+from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
+from flask_mythic_clients.model import Action, DeletionRecord, Holding
+from flask_mythic_clients.ports import ClientRepository, KeyValueStore
+from tests.hosts import KeyValue, make_host
+
+IDS = ("ada", "bob", "cyd")
+
+# Where a fault may strike, in the order an operation passes them, and at any look at the database.
+BEFORE_RECORD, COMMIT, AFTER_RECORD = "before record", "at a commit", "after record"
+BEFORE_SETTLE, BEFORE_KV, AFTER_KV = "before settle", "before kv", "after kv"
+BEFORE_STAMP, AFTER_STAMP, READ = "before the stamp", "after the stamp", "at a read"
+POINTS = (
+    *(BEFORE_RECORD, COMMIT, AFTER_RECORD, BEFORE_SETTLE),
+    *(BEFORE_KV, AFTER_KV, BEFORE_STAMP, AFTER_STAMP),
+)
+
+# What is down until somebody brings it back. A store that times out has done its work: nobody knows.
+OUTAGES: Mapping[str, frozenset[str]] = {
+    "kv away": frozenset({BEFORE_KV}),
+    "kv unknown": frozenset({AFTER_KV}),
+    "database away": frozenset({BEFORE_RECORD, BEFORE_SETTLE, READ}),
+}
+
+
+class Crash(BaseException):
+    """The process ends here; no `except Exception` sees it."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A point to fail at, once: as a crash of the process, or as a store that does not answer."""
+
+    point: str
+    crash: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A client's row as the model knows it."""
+
+    id: str
+    name: str
+    status: bool
+    publishable_key: str | None
+
+    @property
+    def document(self) -> str:
+        """The value of `client:{id}`, as `ClientMixin` writes it."""
+        return json.dumps({"id": self.id, "name": self.name, "status": self.status})
+
+
+class Faults:
+    """Decides at each point whether to fail there, and remembers that it did."""
+
+    def __init__(self, figures: Counter[str]) -> None:
+        self._figures = figures
+        self.armed: Fault | None = None
+        self.down: frozenset[str] = frozenset()
+        self.hit: str | None = None
+
+    def meet(self, point: str) -> None:
+        """Fail here, if that is to happen."""
+        armed = self.armed is not None and self.armed.point == point
+        if not armed and point not in self.down:
+            return
+        crash = armed and self.armed is not None and self.armed.crash
+        self.hit, self.armed = point, None
+        self._figures[f"{'crash' if crash else 'failure' if armed else 'outage'} {point}"] += 1
+        if crash:
+            raise Crash
+        raise KeyValueStoreError if point in (BEFORE_KV, AFTER_KV) else RepositoryError
+
+
+class FaultyRepository:
+    """A repository with a fault before and after every step."""
+
+    def __init__(self, repository: ClientRepository, faults: Faults) -> None:
+        self._repository = repository
+        self._faults = faults
+
+    def record(self, *args: Any) -> bool:
+        """Fulfil `ports.DeletionSteps.record`."""
+        self._faults.meet(BEFORE_RECORD)
+        changed = self._repository.record(*args)
+        self._faults.meet(AFTER_RECORD)
+        return changed
+
+    def settle(self, *args: Any, **options: Any) -> Any:
+        """Fulfil `ports.DeletionSteps.settle`."""
+        return self._step(self._repository.settle, *args, **options)
+
+    def verify(self, *args: Any, **options: Any) -> Any:
+        """Fulfil `ports.DeletionSteps.verify`."""
+        return self._step(self._repository.verify, *args, **options)
+
+    @contextmanager
+    def _step(self, step: Any, *args: Any, **options: Any) -> Iterator[Holding]:
+        self._faults.meet(BEFORE_SETTLE)
+        with step(*args, **options) as holding:
+            yield holding
+            self._faults.meet(BEFORE_STAMP)
+        self._faults.meet(AFTER_STAMP)
+
+    def __getattr__(self, name: str) -> Any:
+        """Find any other method: they all read."""
+        self._faults.meet(READ)
+        return getattr(self._repository, name)
+
+
+class FaultyStore:
+    """A key-value store with a fault before and after its work, which is told only of committed keys."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, str | bytes]) -> set[str]:
+        """Fulfil `ports.KeyValueStore.apply`."""
+        recorded = {key for record in self._stage.records() for key in record.kv_keys}
+        touched = {*remove, *overwrite}
+        assert touched <= recorded, f"touched, but in no committed record: {touched - recorded}"
+        self._stage.faults.meet(BEFORE_KV)
+        found = self._stage.store.apply(remove=remove, overwrite=overwrite)
+        self._stage.faults.meet(AFTER_KV)
+        return found
+
+
+class Stage:
+    """Two stores; what is counted on them; and faults, which spare the eyes and the host."""
+
+    has_model: bool
+    repository: ClientRepository
+    store: KeyValueStore
+    raw: Any
+
+    def __init__(self) -> None:
+        self.figures: Counter[str] = Counter()
+        self.faults = Faults(self.figures)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give back what was opened."""
+
+    def clear(self) -> None:
+        """Empty both stores for the next program."""
+        self.faults = Faults(self.figures)
+
+    def restart(self) -> None:
+        """Forget what a process that ends forgets."""
+
+    def rows(self) -> dict[str, bool]:
+        """Read id → status."""
+        raise NotImplementedError
+
+    def records(self) -> list[DeletionRecord]:
+        """Read the whole ledger, in the order of its ids."""
+        raise NotImplementedError
+
+    def insert(self, row: Row) -> None:
+        """Insert a row, as the host does."""
+        raise NotImplementedError
+
+    def entries(self, keys: Sequence[str]) -> dict[str, str]:
+        """Read those of the entries that are there."""
+        return {key: value for key in keys if (value := self.raw.get(key)) is not None}
+
+
+class MemoryStage(Stage):
+    """Both stores in memory."""
+
+    has_model = False
+
+    def __init__(self, make_store: type[MemoryStore] = MemoryStore) -> None:
+        super().__init__()
+        self._make_store = make_store
+
+    def clear(self) -> None:
+        super().clear()
+        self._rows = self.repository = MemoryRepository()
+        self.store = self.raw = self._make_store()
+
+    def rows(self) -> dict[str, bool]:
+        return {client.id: client.active for client in self._rows.clients()}
+
+    def records(self) -> list[DeletionRecord]:
+        return sorted((r for id in IDS for r in self._rows.history(id)), key=lambda record: record.id)
+
+    def insert(self, row: Row) -> None:
+        self._rows.add(row.id, name=row.name, status=row.status, publishable_key=row.publishable_key)
+
+
+class RealStage(Stage):
+    """A database and a key-value store of their own processes; the tables are made once."""
+
+    has_model = True
+
+    def __init__(self, url: str, kv: KeyValue) -> None:
+        super().__init__()
+        self._url = url
+        self.store, self.raw = kv.store, kv.raw
+
+    def __enter__(self) -> Self:
+        db = self._db = SQLAlchemy()
+
+        class Client(ClientMixin, db.Model):  # type: ignore[name-defined,misc]
+            __tablename__ = "clients"
+            publishable_key: Mapped[str | None] = mapped_column(sa.String(64))
+
+        self._stack = ExitStack()
+        host = make_host(self._url, self.store, db=db, model=Client)
+        self._stack.callback(host.close)
+        self._stack.enter_context(host.flask.app_context())
+        self._model = Client
+        self._clients, self._ledger = Client.__table__, db.metadata.tables["client_deletions"]
+        sa.event.listen(db.engine, "commit", self._commit)
+        eyes = sa.create_engine(self._url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+        self._eyes = self._stack.enter_context(eyes.connect())
+        self.restart()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def clear(self) -> None:
+        super().clear()
+        self._eyes.execute(self._clients.delete())
+        self._eyes.execute(self._ledger.delete())
+        if isinstance(self.raw, MemoryStore):
+            self.store = self.raw = MemoryStore()
+        else:
+            self.raw.flushdb()
+
+    def restart(self) -> None:
+        self._db.engine.dispose()
+        self.repository = SQLAlchemyRepository(self._db, self._model)
+
+    def rows(self) -> dict[str, bool]:
+        found = self._eyes.execute(sa.select(self._clients.c.id, self._clients.c.status))
+        return {id: bool(status) for id, status in found.all()}
+
+    def records(self) -> list[DeletionRecord]:
+        found = self._eyes.execute(sa.select(self._ledger).order_by(self._ledger.c.id))
+        return [_record(row) for row in found.mappings().all()]
+
+    def insert(self, row: Row) -> None:
+        self._eyes.execute(self._clients.insert().values(vars(row)))
+
+    def entries(self, keys: Sequence[str]) -> dict[str, str]:
+        if isinstance(self.raw, MemoryStore):
+            return super().entries(keys)
+        values: Iterable[str | None] = self.raw.mget(keys) if keys else []
+        return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+
+    def _commit(self, _: sa.Connection) -> None:
+        try:
+            self.faults.meet(COMMIT)
+        except RepositoryError:  # as a driver says it
+            raise sa.exc.OperationalError("COMMIT", {}, Exception("server closed the connection")) from None
+
+
+def _record(row: Mapping[Any, Any]) -> DeletionRecord:
+    keys = tuple(key for key in row["kv_keys"] if key is not None)
+    times = {name: _utc(row[name]) for name in ("requested_at", "settled_at", "verified_at")}
+    return DeletionRecord(**{**row, **times, "action": Action(row["action"]), "kv_keys": keys})
+
+
+def _utc(time: datetime | None) -> datetime | None:
+    return time and (time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC))
