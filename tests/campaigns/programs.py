@@ -1,0 +1,161 @@
+"""Operations that can be stopped at every call they make, without threads.
+
+An operation is a function of the answers its stores give. So it is run again from its beginning with the
+answers so far, and stopped by an exception at the first call that has none: that is its next step. What it
+asks for after which answers is remembered, so that the real service runs once for each, not once a schedule.
+"""
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, NamedTuple
+
+from flask_mythic_clients.entries import EntryFunction, EntryRule, Value
+from flask_mythic_clients.model import Change, DeletionRecord, Holding
+from flask_mythic_clients.ports import Clock
+from flask_mythic_clients.service import DeletionService
+
+ID = "acme"
+KNOWN, HOSTS = f"client:{ID}", f"pk:{ID}"
+KEYS = (KNOWN, HOSTS)
+WINDOW = timedelta(seconds=60)
+RULE = EntryFunction(lambda row: {KNOWN: value(row.name, row.status), HOSTS: None})
+
+
+class Call(NamedTuple):
+    """What an operation asks of a store: the name of a step, and its arguments."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+
+
+class End(NamedTuple):
+    """How an operation ended: what it returned, or what it raised."""
+
+    returned: Any = None
+    raised: Exception | None = None
+
+
+class Unanswered(BaseException):
+    """The operation stops here until its call is answered."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.call = call
+
+
+@cache
+def value(name: str, status: bool) -> str:
+    """Return the value of the entry that follows from the row."""
+    return json.dumps({"id": ID, "name": name, "status": status})
+
+
+class Ports:
+    """Both stores and the clock, as an operation sees them: answers in their order, then the end of them."""
+
+    def __init__(self, answers: Sequence[Any]) -> None:
+        self._answers = iter(answers)
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """Return the next answer, or raise it where it is the class of an exception."""
+        for answer in self._answers:
+            if isinstance(answer, type):
+                raise answer
+            return answer
+        raise Unanswered(Call(name, arguments))
+
+    def clock(self) -> datetime:
+        return self.ask("clock")
+
+    def record(self, change: Change, entries: EntryRule) -> bool:
+        return self.ask("record", change)
+
+    def settle(self, client_ids: Collection[str], *, clock: Clock, wait: bool = True) -> Any:
+        return self._holding("settle", tuple(client_ids), wait)
+
+    def verify(
+        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime, wait: bool = True
+    ) -> Any:
+        return self._holding("verify", tuple(client_ids), wait, at, settled_before)
+
+    def unfinished(
+        self, *, settled_before: datetime | None, after: DeletionRecord | None
+    ) -> Sequence[DeletionRecord]:
+        return self.ask("unfinished", settled_before, after)
+
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        return set(self.ask("apply", tuple(sorted(remove)), tuple(sorted(overwrite.items()))))
+
+    @contextmanager
+    def _holding(self, name: str, *arguments: Any) -> Iterator[Holding]:
+        holding = self.ask(name, *arguments)
+        try:
+            yield holding
+        except Exception:
+            self.ask("roll back")
+            raise
+        self.ask("commit")
+
+
+def _recreate(ports: Ports) -> None:
+    """Insert the row where there is none, then write its entries: the host takes the id into use again."""
+    if (row := ports.ask("insert")) is not None:
+        ports.ask("write", *row)
+
+
+def _reread(ports: Ports) -> None:
+    """Read the row, then write its entries: the classic cache that is filled with what was read before."""
+    if (row := ports.ask("read")) is not None:
+        ports.ask("write", *row)
+
+
+HOST: Mapping[str, Callable[[Ports], None]] = {"host": _recreate, "reader": _reread}
+SERVICE: Mapping[str, Callable[[DeletionService], Any]] = {
+    "soft": lambda service: service.soft_delete(ID, actor="tests"),
+    "hard": lambda service: service.hard_delete(ID, actor="tests"),
+    "restore": lambda service: service.restore(ID, actor="tests"),
+    "reconcile": lambda service: service.reconcile(),
+}
+OPERATIONS = (*SERVICE, *HOST)
+
+
+class Programs:
+    """What each operation asks for after which answers. An answer is known by its number."""
+
+    def __init__(self, service: type[DeletionService] = DeletionService) -> None:
+        self.service = service
+        self._answers: list[Any] = []
+        self._numbers: dict[Any, int] = {}
+        self._next: dict[tuple[str, tuple[int, ...]], Call | End] = {}
+
+    def number(self, answer: Any) -> int:
+        """Return the same number for equal answers."""
+        key = answer
+        if isinstance(answer, Holding):
+            clients = answer.clients.values()
+            key = (answer.records, tuple((client.id, client.active, client.row.name) for client in clients))
+        number = self._numbers.setdefault((type(answer), key), len(self._answers))
+        if number == len(self._answers):
+            self._answers.append(answer)
+        return number
+
+    def next(self, operation: str, numbers: tuple[int, ...]) -> Call | End:
+        """Return the call that the operation makes after these answers, or its end."""
+        found = self._next.get((operation, numbers))
+        if found is None:
+            found = self._run(operation, Ports([self._answers[number] for number in numbers]))
+            self._next[operation, numbers] = found
+        return found
+
+    def _run(self, operation: str, ports: Ports) -> Call | End:
+        try:
+            if operation in HOST:
+                return End(HOST[operation](ports))
+            service = self.service(ports, ports, RULE, verify_after=WINDOW, clock=ports.clock)  # type: ignore[arg-type]
+            return End(SERVICE[operation](service))
+        except Unanswered as stopped:
+            return stopped.call
+        except Exception as error:  # which of them may be is for the promises to say
+            return End(raised=error)

@@ -1,0 +1,153 @@
+"""What each step does to the real stores, and what can go wrong with it.
+
+A step returns the answer that the operation gets: a class of exceptions is raised there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from flask_mythic_clients.errors import KeyValueStoreError, RepositoryError
+from flask_mythic_clients.model import Change, DeletionRecord, Holding
+
+from .programs import ID, KEYS, RULE, Call
+from .stores import Begin, Row, write_entries
+
+if TYPE_CHECKING:
+    from .world import Operation, World
+
+GOES, FAILS, UNANSWERED = "", "fails at", "gets no answer to"
+HALF, LATE = "gets through half of", "is outlived by its"
+_FAULTS: Mapping[str, Sequence[str]] = {
+    "record": (FAILS, UNANSWERED),
+    "settle": (FAILS,),
+    "verify": (FAILS,),
+    "unfinished": (FAILS,),
+    "commit": (FAILS, UNANSWERED),
+    "apply": (FAILS, UNANSWERED, LATE, HALF),
+}
+Command: TypeAlias = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
+"""What to remove, and what to overwrite."""
+
+
+def faults(call: Call) -> Sequence[str]:
+    """Return how the step can fail."""
+    found = _FAULTS.get(call.name, ())
+    if call.name == "apply" and sum(map(len, call.arguments)) < 2:
+        return found[:-1]
+    return found
+
+
+def _clock(world: "World", operation: "Operation", fault: str) -> datetime:
+    return world.now
+
+
+def _record(
+    world: "World", operation: "Operation", fault: str, change: Change
+) -> bool | type[RepositoryError]:
+    if fault == FAILS:
+        return RepositoryError
+    answer = world.stores.repository.record(change, RULE)
+    return RepositoryError if fault else answer
+
+
+def _settle(world: "World", operation: "Operation", fault: str, ids: Sequence[str], wait: bool) -> Any:
+    now = world.now
+    return _enter(world, operation, fault, lambda rows: rows.settle(ids, clock=lambda: now, wait=wait))
+
+
+def _verify(
+    world: "World", operation: "Operation", fault: str, ids: Sequence[str], wait: bool, *when: datetime
+) -> Any:
+    at, before = when
+    return _enter(
+        world, operation, fault, lambda rows: rows.verify(ids, at=at, settled_before=before, wait=wait)
+    )
+
+
+def _enter(
+    world: "World", operation: "Operation", fault: str, begin: Begin
+) -> Holding | type[RepositoryError]:
+    if fault:
+        return RepositoryError
+    holding, operation.transaction = world.stores.enter(begin)
+    return holding
+
+
+def _commit(world: "World", operation: "Operation", fault: str) -> type[RepositoryError] | None:
+    leave(world, operation, RepositoryError() if fault == FAILS else None)
+    return RepositoryError if fault else None
+
+
+def _roll_back(world: "World", operation: "Operation", fault: str) -> None:
+    leave(world, operation, KeyValueStoreError())
+
+
+def leave(world: "World", operation: "Operation", error: BaseException | None) -> None:
+    """End the operation's transaction."""
+    assert operation.transaction is not None
+    world.stores.leave(operation.transaction, error)
+    operation.transaction = None
+
+
+def _unfinished(
+    world: "World", operation: "Operation", fault: str, before: datetime | None, after: DeletionRecord | None
+) -> Any:
+    if fault:
+        return RepositoryError
+    return tuple(world.stores.repository.unfinished(settled_before=before, after=after))
+
+
+def _apply(world: "World", operation: "Operation", fault: str, *command: Any) -> Any:
+    remove, overwrite = command
+    keys = {*remove, *dict(overwrite)}
+    world.promises.touched(keys, operation, world.stores.held)
+    if fault == LATE:
+        world.late += ((remove, overwrite),)
+    elif fault == HALF:
+        done = (len(remove) + len(overwrite)) // 2
+        carry_out(world, (remove[:done], overwrite[: max(0, done - len(remove))]))
+    elif fault != FAILS:
+        found = carry_out(world, (remove, overwrite))
+    if fault:
+        return KeyValueStoreError
+    world.promises.confirmed(keys, world.operations)
+    return tuple(sorted(found))
+
+
+def carry_out(world: "World", command: Command) -> set[str]:
+    """Do what the command says."""
+    remove, overwrite = command
+    world.promises.written -= {*remove, *dict(overwrite)}
+    return world.stores.kv.apply(remove=remove, overwrite=dict(overwrite))
+
+
+def _insert(world: "World", operation: "Operation", fault: str) -> Row:
+    if world.stores.row is not None:
+        return None
+    world.stores.repository.add(ID, status=True, name="second")
+    return world.stores.row
+
+
+def _read(world: "World", operation: "Operation", fault: str) -> Row:
+    return world.stores.row
+
+
+def _write(world: "World", operation: "Operation", fault: str, name: str, status: bool) -> None:
+    write_entries(world.stores.kv, name, status)
+    world.promises.written |= set(KEYS)
+
+
+STEPS: Mapping[str, Callable[..., Any]] = {
+    "clock": _clock,
+    "record": _record,
+    "settle": _settle,
+    "verify": _verify,
+    "unfinished": _unfinished,
+    "apply": _apply,
+    "commit": _commit,
+    "roll back": _roll_back,
+    "insert": _insert,
+    "read": _read,
+    "write": _write,
+}

@@ -1,0 +1,283 @@
+"""Every interleaving: the real service on the real stores in memory, in every order of their steps.
+
+Two or three operations at once, from seven starts: soft, hard, restore, reconcile, a host that creates the
+client again, a reader that writes entries from the row it read before. Every call of a port is a step. At
+each step something may go wrong: a crash; a key-value store that fails, that does the work and does not
+answer, that does half of it, that does it later; a database that fails, that commits and does not answer. And
+once, the verify window may pass between any two steps, while no reader and no late command is under way. What
+must hold is listed in `promises.py`.
+
+`--size 2` (the default): all pairs, with at most one fault, and the window passes; and all triples, without
+either, from two of the starts. `--size 3` or more: all pairs with two faults; and all triples from all
+starts, with a fault, and again without one where the window passes. It takes about ten minutes.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime
+from itertools import combinations_with_replacement
+from typing import Any
+
+import pytest
+
+from flask_mythic_clients.backends.memory import MemoryRepository, _is_due
+from flask_mythic_clients.errors import ClientNotFoundError, KeyValueStoreError
+from flask_mythic_clients.model import Action, Change, Holding
+from flask_mythic_clients.ports import Clock
+from flask_mythic_clients.service import DeletionService
+
+from .explorer import Explorer, Findings, tell
+from .programs import KEYS, KNOWN, OPERATIONS, Programs, value
+from .starts import STARTS
+from .world import RETURNS, Ending, World
+
+Report = Callable[..., None]
+Size = Callable[[int], int]
+SOFT_DUE = "soft-deleted, to be verified"
+RICH = (SOFT_DUE, "removed, pending, created again")
+SEARCHES = {
+    2: [(2, 1, True, STARTS), (3, 0, False, RICH)],
+    3: [(2, 2, True, STARTS), (3, 1, False, STARTS), (3, 0, True, STARTS)],
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Entries that had come back are logged, a thousand times here."""
+    caplog.set_level(logging.CRITICAL, "flask_mythic_clients")
+
+
+class Campaign:
+    """Explores, adds up, and fails with the schedule that breaks a promise."""
+
+    def __init__(self) -> None:
+        self.totals: Counter[str] = Counter()
+        self._programs = Programs()
+
+    def explore(self, start: str, kinds: Sequence[str], **options: Any) -> Findings:
+        """Explore these operations; fails where a promise is broken."""
+
+        def make() -> World:
+            return World(STARTS[start], self._programs, kinds, **options)
+
+        found = Explorer(make).explore()
+        self.totals += Counter(
+            explorations=1,
+            states=found.states,
+            steps=found.steps,
+            faults=found.faults,
+            ends=found.schedules,
+            replayed=found.replayed,
+        )
+        for rule, (schedule, wrong) in found.broken.items():
+            pytest.fail("\n    ".join([f"{start}: {kinds}: {rule}: {wrong}", *tell(make, schedule)]))
+        return found
+
+
+def test_no_interleaving_breaks_a_promise(size: Size, report: Report) -> None:
+    for at_once, faults, time_passes, starts in SEARCHES[3 if size(2) > 2 else 2]:
+        campaign = Campaign()
+        for start in starts:
+            for kinds in combinations_with_replacement(OPERATIONS, at_once):
+                campaign.explore(start, kinds, faults=faults, time_passes=time_passes)
+        report(at_once=at_once, faults_in_each=faults, time_passes=time_passes, **campaign.totals)
+
+
+@pytest.mark.parametrize("at_once", [2, 3])
+@pytest.mark.parametrize(
+    ("start", "operation", "others", "records"),
+    [
+        ("active", "soft", RETURNS, 1),
+        ("active", "hard", ClientNotFoundError.__name__, 1),
+        ("soft-deleted", "restore", RETURNS, 2),
+        ("removed, pending", "hard", ClientNotFoundError.__name__, 1),
+    ],
+)
+def test_equal_requests_at_once_have_one_effect_and_one_record(
+    at_once: int, start: str, operation: str, others: str, records: int, report: Report
+) -> None:
+    campaign = Campaign()
+    found = campaign.explore(start, [operation] * at_once, faults=0, time_passes=False)
+    row = {"soft": ("first", False), "restore": ("first", True)}.get(operation)
+    assert {(ending.row, ending.records) for ending in found.endings} == {(row, records)}
+    assert {outcome for ending in found.endings for outcome in ending.outcomes} == {RETURNS, others}
+    assert all(RETURNS in ending.outcomes for ending in found.endings)
+    report(endings=len(found.endings), **campaign.totals)
+
+
+def test_leaving_out_what_was_seen_before_loses_no_ending(report: Report) -> None:
+    def world() -> World:
+        return World(
+            STARTS[SOFT_DUE],
+            Programs(),
+            ["hard", "restore", "reader"],
+            faults=0,
+            time_passes=False,
+        )
+
+    def endings(world: World) -> Iterator[Ending]:
+        choices = world.choices()
+        if not choices:
+            yield world.ending()
+        for choice in choices:
+            if (other := world.fork()).take(choice):
+                yield from endings(other)
+
+    every = Counter(endings(world()))
+    assert Explorer(world).explore().endings == set(every)
+    report(schedules=every.total(), endings=len(every))
+
+
+# What follows is broken on purpose: the explorer must find it.
+
+
+@contextmanager
+def _hold_nobody(self: MemoryRepository, client_ids: Collection[str], wait: bool) -> Iterator[Any]:
+    yield client_ids
+
+
+@contextmanager
+def _hold_without_waiting(self: MemoryRepository, client_ids: Collection[str], wait: bool) -> Iterator[Any]:
+    held = set(client_ids) - self._held
+    self._held |= held
+    yield held
+    self._held -= held
+
+
+@contextmanager
+def _hold_for_ever(self: MemoryRepository, client_ids: Collection[str], wait: bool) -> Iterator[Any]:
+    self._changed.wait_for(lambda: not wait or self._held.isdisjoint(client_ids))
+    self._held |= set(client_ids)
+    yield client_ids
+
+
+@contextmanager
+def _verify_without_holding(
+    self: MemoryRepository, client_ids: Collection[str], *, at: datetime, settled_before: datetime, wait: bool
+) -> Iterator[Holding]:
+    due = [record for record in self._of(client_ids) if _is_due(record, settled_before)]
+    yield from self._stamping(client_ids, [replace(record, verified_at=at) for record in due])
+
+
+@contextmanager
+def _settle_what_others_hold(
+    self: MemoryRepository, client_ids: Collection[str], *, clock: Clock, wait: bool = True
+) -> Iterator[Holding]:
+    at, held = clock(), set(client_ids) - self._held
+    self._held |= held
+    try:
+        pending = [record for record in self._of(client_ids) if record.settled_at is None]
+        yield from self._stamping(client_ids, [replace(record, settled_at=at) for record in pending])
+    finally:
+        self._held -= held
+
+
+class KeyValueFirst(DeletionService):
+    """Takes the steps in the wrong order."""
+
+    def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
+        if action is Action.HARD:
+            self._kv.apply(remove=KEYS, overwrite={})
+        else:
+            self._kv.apply(remove=[], overwrite={KNOWN: value("first", action is Action.RESTORE)})
+        super()._carry_out(action, client_id, actor)
+
+
+class WritesAfterStep1(DeletionService):
+    """Writes after step 1 without holding the records, and then stamps them."""
+
+    def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
+        if self._repository.record(Change(client_id, action, actor, self._clock()), self._entries):
+            active = action is Action.RESTORE
+            self._kv.apply(remove=[], overwrite={KNOWN: value("first", active)})
+        with self._repository.settle([client_id], clock=self._clock):
+            pass
+
+
+class StampsFirst(DeletionService):
+    """Writes only after the records are stamped, and so no longer held."""
+
+    def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
+        with self._repository.settle(client_ids, clock=self._clock, wait=wait) as holding:
+            pass
+        self._bring_in_line(holding)
+        return holding
+
+
+class TakesATimeoutForDone(DeletionService):
+    """Says that entries are gone where the store did not answer."""
+
+    def _bring_in_line(self, holding: Holding) -> set[str]:
+        with suppress(KeyValueStoreError):
+            return super()._bring_in_line(holding)
+        return set()
+
+
+NOBODY = (MemoryRepository, "_hold", _hold_nobody)
+NO_WAIT = (MemoryRepository, "_hold", _hold_without_waiting)
+FOR_EVER = (MemoryRepository, "_hold", _hold_for_ever)
+NO_VERIFY = (MemoryRepository, "verify", _verify_without_holding)
+NOT_ITS_OWN = (MemoryRepository, "settle", _settle_what_others_hold)
+NOT_COMPARED = (Change, "applies_to", lambda self, client: True)
+
+BROKEN = {
+    "nobody is held": (NOBODY, "active", ["soft", "restore"], 0, "settled"),
+    "verify holds nobody": (NO_VERIFY, SOFT_DUE, ["reconcile", "restore"], 0, "settled"),
+    "verify holds nobody, for good": (
+        NO_VERIFY,
+        SOFT_DUE,
+        ["reconcile", "restore", "reconcile"],
+        0,
+        "agreement",
+    ),
+    "settle stamps what others hold": (NOT_ITS_OWN, "active", ["soft", "restore"], 0, "settled"),
+    "nobody waits": (NO_WAIT, "active", ["hard", "hard"], 0, "confirmed"),
+    "nobody is let go": (FOR_EVER, "active", ["soft", "hard"], 0, "progress"),
+    "a crash keeps what it held": (NO_WAIT, "active", ["soft"], 1, "agreement"),
+    "the row is not compared": (NOT_COMPARED, "active", ["soft", "soft"], 0, "one record"),
+    "entries first": (KeyValueFirst, "active", ["soft"], 1, "agreement"),
+    "written by one who holds nothing": (WritesAfterStep1, "active", ["soft"], 0, "held"),
+    "written after step 1": (WritesAfterStep1, "active", ["soft", "restore"], 0, "settled"),
+    "written after step 1, for good": (
+        WritesAfterStep1,
+        "active",
+        ["soft", "restore", "reconcile"],
+        0,
+        "agreement",
+    ),
+    "stamped first": (StampsFirst, "active", ["hard"], 0, "settled"),
+    "a timeout is a success": (TakesATimeoutForDone, "active", ["soft"], 1, "outcome"),
+    "a timeout is taken for done": (TakesATimeoutForDone, "active", ["hard"], 1, "removal"),
+}
+
+
+@pytest.mark.parametrize(("broken", "start", "kinds", "faults", "rule"), BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_on_purpose_is_found(
+    broken: Any,
+    start: str,
+    kinds: Sequence[str],
+    faults: int,
+    rule: str,
+    monkeypatch: pytest.MonkeyPatch,
+    report: Report,
+) -> None:
+    programs = Programs(broken if isinstance(broken, type) else DeletionService)
+    if isinstance(broken, tuple):
+        monkeypatch.setattr(*broken)
+
+    def make() -> World:
+        return World(STARTS[start], programs, kinds, faults=faults, time_passes=True)
+
+    found = Explorer(make).explore(until=rule)
+    assert rule in found.broken
+    schedule, wrong = found.broken[rule]
+    report(
+        promise=rule,
+        states=found.states,
+        steps=len(schedule),
+        schedule="; ".join(tell(make, schedule)),
+        wrong=wrong,
+    )
