@@ -1,8 +1,12 @@
 """What the campaigns share: a size that the command line sets, and a summary of the figures reached."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.hosts import KeyValue
+
+from .served import Eyes
 
 FIGURES = pytest.StashKey[list[str]]()
 
@@ -28,6 +32,17 @@ def report(request: pytest.FixtureRequest) -> Callable[..., None]:
         lines.append(f"{request.node.name}  {told}")
 
     return report
+
+
+@pytest.fixture
+def eyes(database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Eyes]:
+    """Both stores for a host to be served on, on each database; the tables are made."""
+    kv = empty_kv("either")
+    assert kv.url is not None
+    eyes = Eyes(database_url, kv.url)
+    eyes.prepare()
+    yield eyes
+    eyes.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

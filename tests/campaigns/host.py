@@ -16,7 +16,7 @@ from flask import Flask, Response, g, request
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column
 
-from flask_mythic_clients import MythicClients
+from flask_mythic_clients import ClientNotFoundError, MythicClients, StoreError
 from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
 from flask_mythic_clients.ports import KeyValueStore
@@ -94,6 +94,15 @@ def create_app() -> Flask:
         if "moments" in g:
             answer.headers["X-Moments"] = "; ".join(g.moments)
         return answer
+
+    # For the routes below; the package's own route has its own answers.
+    @app.errorhandler(ClientNotFoundError)
+    def not_found(error: ClientNotFoundError) -> Any:
+        return {"error": str(error)}, 404
+
+    @app.errorhandler(StoreError)
+    def unavailable(error: StoreError) -> Any:
+        return {"error": str(error)}, 503
 
     @app.post("/restore/<client_id>")
     def restore(client_id: str) -> Any:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +241,9 @@ class Eyes:
     """Both stores, seen past the host: it makes the tables and the clients, and compares what is there."""
 
     def __init__(self, database_url: str, redis_url: str) -> None:
+        self.urls = database_url, redis_url
         timeout = {"timeout": 30} if database_url.startswith("sqlite") else {}
-        self.engine = sa.create_engine(database_url, poolclass=sa.NullPool, connect_args=timeout)
+        self.engine = sa.create_engine(database_url, pool_pre_ping=True, connect_args=timeout)
         self.redis = redis.Redis.from_url(redis_url, decode_responses=True)
         self.clients = Client.__table__
         self.ledger = db.metadata.tables["client_deletions"]
@@ -267,6 +269,30 @@ class Eyes:
             pipeline.set(f"publishable_key:pk-{id}", id)
         pipeline.execute()
         self.ids += ids
+
+    def leave(self, ids: Sequence[str], action: str, **times: datetime) -> None:
+        """Add clients that are soft- or hard-deleted and recorded, while their entries are old.
+
+        So an outage of the key-value store leaves them; with `settled_at`, so does a slow reader.
+        """
+        self.add(ids)
+        rows = [
+            {
+                "client_id": id,
+                "action": action,
+                "actor": "campaign",
+                "kv_keys": [f"client:{id}", f"publishable_key:pk-{id}"],
+                "requested_at": datetime.now(UTC),
+                **times,
+            }
+            for id in ids
+        ]
+        change: Any = (
+            sa.delete(self.clients) if action == "hard" else sa.update(self.clients).values(status=False)
+        )
+        with self.engine.begin() as connection:
+            connection.execute(change.where(self.clients.c.id.in_(ids)))
+            connection.execute(sa.insert(self.ledger), rows)
 
     def statuses(self) -> dict[str, bool]:
         """Return id → status of the rows that are there."""
