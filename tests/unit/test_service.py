@@ -1,7 +1,9 @@
 """The service alone, on the stores in memory: guard, restore, pages, clock."""
 
 import logging
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -302,3 +304,122 @@ def test_templates_may_stand_in_for_a_function() -> None:
     assert world.state() == (False, "True", "host's")  # no value is known, so none is written
     world.act("hard_delete")
     assert world.state() == (None, None, "host's")
+
+
+def test_the_actor_and_the_time_of_every_action_are_recorded() -> None:
+    service = DeletionService(MemoryRepository(), MemoryStore(), entries)
+    began = datetime.now(UTC)
+    service._repository.add("acme")  # type: ignore[attr-defined]
+    for method in ("soft_delete", "restore", "hard_delete"):
+        getattr(service, method)("acme", actor=method)
+    history = service.history("acme")
+    assert [record.actor for record in history] == ["soft_delete", "restore", "hard_delete"]
+    for record in history:
+        assert record.requested_at.tzinfo is UTC
+        assert began <= record.requested_at <= datetime.now(UTC)
+
+
+def test_a_refusal_names_its_client_and_its_reason() -> None:
+    world = World(guard=HardDelete.AFTER_SOFT_DELETE)
+    world.add()
+    with pytest.raises(ClientNotFoundError) as absent:
+        world.service.preview("nobody", hard=True)
+    assert absent.value.client_id == "nobody"
+    for refuse in (
+        lambda: world.service.preview("acme", hard=True),
+        lambda: world.act("hard_delete"),
+    ):
+        with pytest.raises(HardDeleteForbiddenError, match="soft-deleted") as forbidden:
+            refuse()
+        assert forbidden.value.client_id == "acme"
+
+
+def test_reconcile_finishes_what_nobody_holds_and_then_waits_for_the_rest() -> None:
+    world = World()
+    for id in ("a", "b", "c"):
+        world.add(id)
+        world.fail("soft_delete", id)
+
+    def is_settled(id: str) -> bool:
+        return world.service.history(id)[0].settled_at is not None
+
+    with ThreadPoolExecutor(1) as other:
+        with pytest.raises(LookupError), world.rows.settle(["b"], clock=world.clock):  # noqa: PT012
+            reconciling = other.submit(world.service.reconcile)
+            deadline = time.monotonic() + 10
+            while not (is_settled("a") and is_settled("c")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert [is_settled(id) for id in ("a", "b", "c")] == [True, False, True]
+            raise LookupError  # its holder gives b back, unfinished
+        assert reconciling.result(10) == Reconciliation(settled=3, verified=0, failed=0)
+    assert world.state("b") == SOFT
+
+
+def test_a_request_waits_for_whoever_holds_the_client() -> None:
+    world = World()
+    world.add()
+    world.fail("soft_delete")
+    with ThreadPoolExecutor(1) as other:
+        with world.rows.settle(["acme"], clock=world.clock):
+            asking = other.submit(world.act, "soft_delete")
+            with pytest.raises(TimeoutError):
+                asking.result(0.2)
+        asking.result(10)
+
+
+def test_reconcile_looks_for_what_is_due_and_for_nothing_younger() -> None:
+    world = World()
+    asked = []
+
+    def unfinished(**options: Any) -> list[DeletionRecord]:
+        asked.append(options["settled_before"])
+        return []
+
+    world.rows.unfinished = unfinished  # type: ignore[method-assign,assignment]
+    world.service.reconcile()
+    assert set(asked) == {None, world.clock.now - WINDOW}
+
+
+def test_each_client_whose_entries_came_back_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    for id in ("a", "b"):
+        world.add(id)
+        world.act("hard_delete", id)
+        world.kv.set(f"client:{id}", "True")
+    world.clock.now += WINDOW
+    world.service.reconcile()
+    warned = [record.getMessage().split(":")[0] for record in caplog.records]
+    assert warned == ["Client a", "Client b"]
+
+
+def test_of_two_clients_the_one_whose_entries_cannot_be_named_does_not_hold_the_other_back() -> None:
+    def poisonous(client: Client) -> Mapping[str, Value | None]:
+        if client.id == "b" and not client.active:
+            raise LookupError(client.id)
+        return entries(client)
+
+    world = World(entries=poisonous)
+    for id in ("a", "b"):
+        world.add(id)
+    world.fail("soft_delete", "a")
+    with pytest.raises(LookupError):
+        world.act("soft_delete", "b")
+    assert world.service.reconcile() == Reconciliation(settled=1, verified=0, failed=1)
+
+
+def test_an_entry_that_a_newer_client_took_over_unsettled_is_removed_by_its_key() -> None:
+    world = World()
+    world.add()
+    world.fail("hard_delete")
+    world.add()
+    removed: list[set[str]] = []
+    apply = world.kv.apply
+
+    def watch(**work: Any) -> set[str]:
+        removed.append(set(work["remove"]))
+        return apply(**work)
+
+    world.kv.apply = watch  # type: ignore[method-assign]
+    assert world.service.reconcile().settled == 1
+    assert removed == [{"pk:acme"}]
+    assert world.state() == (True, "True", None)
