@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -31,3 +32,19 @@ def test_a_request_gives_up_on_records_that_another_holds(
             assert scene.tap.calls == 1
         assert scene.host.delete("acme?hard=true").status_code == 200
         assert scene.host.delete("acme?hard=true").status_code == 404
+
+
+def test_on_sqlite_a_writer_gives_up_on_a_turn_that_does_not_come(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_mythic_clients.backends.sqlalchemy.repository._TURN_SECONDS", 0.3)
+    with make_scene(empty_database("sqlite"), empty_kv("memory")) as scene, ThreadPoolExecutor(1) as other:
+        scene.add("acme")
+        scene.add("other")
+        answers = []
+        scene.tap.before = lambda: answers.append(other.submit(scene.host.delete, "other").result())
+        assert scene.host.delete("acme").status_code == 200  # it writes while the other waits
+        scene.tap.before = lambda: None
+        assert [answer.status_code for answer in answers] == [503]
+        assert scene.status("other") is True
+        assert scene.host.delete("other").status_code == 200

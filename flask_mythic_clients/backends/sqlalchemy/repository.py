@@ -6,7 +6,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from functools import partial
+from threading import Lock
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
@@ -24,6 +26,7 @@ from .rows import ClientRows
 
 _T = TypeVar("_T")
 _TRIES = 5
+_TURN_SECONDS = 5
 _OUTDATED = "The database lacks a table or a column: run db.create_all() or your migrations."
 _DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb")
 
@@ -48,6 +51,7 @@ class SQLAlchemyRepository:
         self._rows = ClientRows(self.model, id, status)
         self._ledger = Ledger(ledger_table(self.model.metadata, self.model))
         self._recorder = Recorder(self._rows, self._ledger)
+        self._turns: WeakKeyDictionary[sa.Engine, Lock] = WeakKeyDictionary()
 
     def record(self, change: Change, entries: EntryRule) -> bool:
         """Fulfil `ports.DeletionSteps.record`."""
@@ -55,7 +59,7 @@ class SQLAlchemyRepository:
 
         def step() -> bool:
             # A single statement is a transaction by itself: one round trip instead of three.
-            with self._session(autocommit=alone) as session:
+            with self._turn(), self._session(autocommit=alone) as session:
                 recorded = self._recorder.record(session, change, entries)
                 session.commit()
                 return recorded
@@ -120,6 +124,23 @@ class SQLAlchemyRepository:
         return engine
 
     @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """On SQLite, let the writers of this process come one by one; elsewhere do nothing.
+
+        SQLite's own lock is polled: some who wait for it never get it while others come and go.
+        """
+        if self._engine.dialect.name != "sqlite":
+            yield
+            return
+        lock = self._turns.setdefault(self._engine, Lock())
+        if not lock.acquire(timeout=_TURN_SECONDS):
+            raise RepositoryError
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
     def _session(self, *, autocommit: bool = False) -> Iterator[Session]:
         """Open a session at READ COMMITTED, whatever the host's default is; SQLite has but SERIALIZABLE."""
         engine, mariadb = self._engine, self._engine.dialect.name in ("mysql", "mariadb")
@@ -154,6 +175,7 @@ class SQLAlchemyRepository:
     ) -> Iterator[Holding]:
         def acquire() -> tuple[ExitStack, Session, Holding]:
             with ExitStack() as stack:
+                stack.enter_context(self._turn())
                 session = stack.enter_context(self._session())
                 records = stamp(session)  # first, for it waits: what is read after that is of now
                 holding = Holding(tuple(records), self._rows.read(session, client_ids, lock))
