@@ -45,11 +45,11 @@ class DeletionSteps(Protocol):
     ) -> AbstractContextManager[Holding]:
         """Hold every pending record of the clients; leaving the block stamps them as settled.
 
-        Waits for whoever holds one of them, and may give up after some time; without `wait`, leaves the
-        records of such a client out, all of them. The clock is read after that, for no record may seem
-        settled before it was made: its time to be verified would come too early. Then the clients are
-        read, as they are now; all of them, also where nothing is pending. An exception in the block
-        leaves the records pending.
+        Waits for whoever holds one of them, and may give up after some time. The clock is read after
+        that, for no record may seem settled before it was made: its time to be verified would come too
+        early. Then the clients are read, as they are now; all of them, also where nothing is pending.
+        Without `wait`, a client of which another holds a record is left out, with all its records.
+        An exception in the block leaves the records pending.
         """
         ...
 

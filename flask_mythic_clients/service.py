@@ -202,8 +202,8 @@ class DeletionService:
         # First what nobody holds, so that many reconcile side by side; then what its holder has not finished.
         for wait in (False, True):
             for page in self._pages(settled_before):
-                client_ids = {record.client_id for record in page} - left
-                done += self._take(partial(step, wait=wait), sorted(client_ids), left)
+                if client_ids := sorted({record.client_id for record in page} - left):
+                    done += self._take(partial(step, wait=wait), client_ids, left)
         return done, left
 
     def _take(

@@ -106,7 +106,7 @@ class MemoryRepository:
         with self._hold(client_ids, wait) as held:
             at = clock()
             yield from self._stamping(
-                client_ids, [replace(r, settled_at=at) for r in self._of(held) if r.settled_at is None]
+                held, [replace(r, settled_at=at) for r in self._of(held) if r.settled_at is None]
             )
 
     @contextmanager
@@ -116,7 +116,7 @@ class MemoryRepository:
         """Fulfil `ports.DeletionSteps.verify`."""
         with self._hold(client_ids, wait) as held:
             yield from self._stamping(
-                client_ids,
+                held,
                 [replace(r, verified_at=at) for r in self._of(held) if _is_due(r, settled_before)],
             )
 

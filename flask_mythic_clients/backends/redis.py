@@ -1,5 +1,6 @@
 """Redis or Valkey as the key-value store. The only module that imports redis."""
 
+import math
 import time
 from collections.abc import Collection, Mapping
 
@@ -10,7 +11,7 @@ from redis.retry import Retry
 from ..entries import Value
 from ..errors import ConfigurationError, KeyValueStoreError
 
-# Seconds for which a server that timed out is not asked again. Whoever waits for it holds a connection of the
+# Seconds for which a server that timed out is left alone. Whoever waits for it holds a connection of the
 # database and the locks on a client, on SQLite on everybody: in an outage the waits would add up.
 _PAUSE = 1.0
 
@@ -18,7 +19,8 @@ _PAUSE = 1.0
 class RedisStore:
     """Entries in Redis 6 or later, or in Valkey.
 
-    After a time-out, calls fail at once for a second; then one of them tries the server again.
+    After a time-out, calls of this process fail at once for a second; then one tries the server again, and
+    until it has an answer the others still fail. Not so for a cluster, of which one node may be away.
     """
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
@@ -27,7 +29,7 @@ class RedisStore:
                 "RedisStore takes a client of redis-py; for a URL use RedisStore.from_url."
             )
         self._client = client
-        self._away_until: float | None = None  # on the monotonic clock; None while the server answers
+        self._away_until = 0.0  # on the monotonic clock
 
     @classmethod
     def from_url(cls, url: str, *, timeout: float = 1.0) -> "RedisStore":
@@ -59,27 +61,28 @@ class RedisStore:
     def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
         """Fulfil `ports.KeyValueStore.apply`."""
         self._check_pause()
-        keys = list(remove)
-        # No MULTI: the work is idempotent, and the keys may live on several nodes of a cluster.
-        pipeline = self._client.pipeline(transaction=False)
-        for key in keys:
-            pipeline.delete(key)
-        for key, value in overwrite.items():
-            pipeline.set(key, value, xx=True, keepttl=True)
+        keys, away_until = list(remove), 0.0
         try:
+            # No MULTI: the work is idempotent, and the keys may live on several nodes of a cluster.
+            pipeline = self._client.pipeline(transaction=False)
+            for key in keys:
+                pipeline.delete(key)
+            for key, value in overwrite.items():
+                pipeline.set(key, value, xx=True, keepttl=True)
             replies = pipeline.execute()
         except redis.DataError:
             raise  # a value that cannot be sent: the host's mistake, not an outage
         except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
-            if isinstance(error, redis.TimeoutError):
-                self._away_until = time.monotonic() + _PAUSE
+            if isinstance(error, redis.TimeoutError) and isinstance(self._client, redis.Redis):
+                away_until = time.monotonic() + _PAUSE
             raise KeyValueStoreError from error
-        self._away_until = None
+        finally:
+            self._away_until = away_until
         return {key for key, found in zip(keys, replies, strict=False) if found}
 
     def _check_pause(self) -> None:
-        if self._away_until is None:
-            return
-        if time.monotonic() < self._away_until:
+        away_until = self._away_until
+        if time.monotonic() < away_until:
             raise KeyValueStoreError("The key-value store timed out a moment ago, and was not asked again.")
-        self._away_until = time.monotonic() + _PAUSE  # this call tries; the others need not wait with it
+        if away_until:
+            self._away_until = math.inf  # this call tries

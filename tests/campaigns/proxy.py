@@ -123,9 +123,8 @@ class _Link:
         ]
         self._pumping = len(self._threads)
         for end in (near, far):
-            end.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-            )  # small parts must not wait for an answer
+            # Small parts must not wait for an answer.
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def start(self) -> None:
         """Begin to forward."""

@@ -146,7 +146,7 @@ class Served:
     def reconcile(self) -> "dict[str, int]":
         """Run `reconcile` in a process of its own to its end; return what it did."""
         command = self.command("reconcile", "--json")
-        out, err = command.communicate(timeout=120)
+        out, err = finish(command)
         assert command.returncode == 0, err
         done: dict[str, int] = json.loads(out)
         return done
@@ -230,6 +230,16 @@ class Load:
     def undocumented(self) -> list[Answer]:
         """Return the answers that the wire contract does not know; broken connections are no answers."""
         return [a for a in self.answers if a.status is not None and not a.is_documented()]
+
+
+def finish(process: "subprocess.Popen[str]", seconds: float = 300) -> tuple[str, str]:
+    """Wait for a process to end, and return its output; one that does not end is killed."""
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 
-from .served import Answer, Eyes, Served, serve
+from .served import Answer, Eyes, Served, finish, serve
 
 CROWD = 64
 PROCESSES = 4
@@ -64,9 +64,10 @@ def test_a_crowd_of_equal_requests_has_one_effect(
     assert all(answer.is_documented() for answer in answers)
     assert set(statuses) <= ({200, 404, 503} if action == "hard" else {200, 503})
     succeeded = Counter(answer.client_id for answer in answers if answer.status == 200)
-    assert statuses[503] or set(succeeded) == set(ids)
+    unsure = {answer.client_id for answer in answers if answer.status == 503}
+    assert {*succeeded, *unsure} == set(ids)
     if action == "hard":  # the request that removed the row, and the one that settled its record
-        assert max(succeeded.values()) <= 2
+        assert max(succeeded.values(), default=0) <= 2
     assert eyes.records() == {(id, action): 1 for id in ids}
     assert eyes.statuses() == ({} if action == "hard" else dict.fromkeys(ids, False))
     assert (eyes.pending(), eyes.half_deleted()) == (0, [])
@@ -92,7 +93,7 @@ def test_four_reconciles_at_once_settle_every_record_once(
         with _starting_line(eyes):
             processes = [served.command("reconcile", "--json") for _ in range(PROCESSES)]
         began = time.monotonic()
-        outputs = [process.communicate(timeout=300) for process in processes]
+        outputs = [finish(process) for process in processes]
         seconds = time.monotonic() - began
     assert [process.returncode for process in processes] == [0] * PROCESSES, outputs
     settled = [json.loads(out)["settled"] for out, _ in outputs]
@@ -139,9 +140,12 @@ def _starting_line(eyes: Eyes) -> Iterator[None]:
     lock, count, unlock = LOCKS[kind]
     with eyes.engine.connect() as holding, eyes.engine.connect() as looking:
         holding.execute(sa.text(lock))
-        yield
-        deadline = time.monotonic() + 60
-        while looking.scalar(sa.text(count)) < PROCESSES and time.monotonic() < deadline:
-            looking.rollback()  # a transaction of PostgreSQL sees one state of its activity
-            time.sleep(0.02)
-        holding.execute(sa.text(unlock))
+        try:
+            yield
+            deadline = time.monotonic() + 60
+            while looking.scalar(sa.text(count)) < PROCESSES:
+                assert time.monotonic() < deadline, "Not all of them came to the ledger."
+                looking.rollback()  # a transaction of PostgreSQL sees one state of its activity
+                time.sleep(0.02)
+        finally:
+            holding.execute(sa.text(unlock))

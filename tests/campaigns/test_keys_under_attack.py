@@ -238,12 +238,10 @@ def test_no_mutated_key_is_let_in(
         challenge = [text for name, text in headers if name == "WWW-Authenticate"]
         if (status, body) != ("401 UNAUTHORIZED", UNAUTHORIZED) or challenge[0] not in CHALLENGES:
             unlike.append((kind, value, status, body))
-    assert (accepted, unlike) == ([], []), f"seed {seed}"
+    assert (accepted, unlike) == ([], [])
     assert contents(host, kv.raw, "client:acme", "client:globex") == before
-    assert min(kinds.values()) > 0
-    report(
-        mutated=kinds.total(), accepted=len(accepted), other_than_401=len(unlike), kinds=len(kinds), seed=seed
-    )
+    assert set(kinds) == set(Mutations(seed).kinds)
+    report(mutated=kinds.total(), accepted=len(accepted), other_than_401=len(unlike), kinds=len(kinds))
     # A right key, whatever its clothes, still is one: the loop above could have failed.
     for value in (f"{scheme} {key} " for scheme in ("Bearer", "bEARER", "Bearer  ") for key in KEYS.values()):
         assert carries_a_key(value)

@@ -159,7 +159,7 @@ def test_kills_under_load_lose_nothing_that_was_acknowledged(
             time.sleep(chance.uniform(0, 0.02))
             os.kill(served.call("GET", "/pid")["pid"], signal.SIGKILL)
             served.wait_until_up()
-        time.sleep(0.3)  # a database may still be busy with what a dead process has sent
+        time.sleep(0.3)
     left = eyes.pending()
     done = served.reconcile()
     half, lost = eyes.half_deleted(), _lost(eyes, load.answers)
@@ -172,7 +172,8 @@ def test_kills_under_load_lose_nothing_that_was_acknowledged(
         acknowledged_deletes=len({(a.client_id, a.action) for a in load.answers if _is_lasting(a)}),
         acknowledged_deletes_lost=len(lost),
     )
-    assert done["settled"] == left
+    # A database may even now have been busy with what a dead process had sent.
+    assert done["settled"] >= left
     assert (eyes.pending(), half, lost) == (0, [], [])
     assert load.undocumented() == []
     _check_records(eyes, groups)

@@ -95,7 +95,7 @@ def test_an_answer_lost_behind_any_statement_is_finished_by_the_same_request(
     )
 
 
-def test_a_dialogue_cut_behind_any_byte_is_finished_by_the_same_request(
+def test_a_dialogue_cut_anywhere_is_finished_by_the_same_request(
     place: Place, size: Callable[[int], int], report: Callable[..., None]
 ) -> None:
     eyes, dialogue = place.eyes, Dialogue(place)

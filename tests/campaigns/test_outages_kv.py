@@ -64,8 +64,9 @@ def test_while_the_store_is_away_requests_are_answered_in_time_and_nothing_is_lo
     eyes, seconds = place.eyes, size(0)
     for way in ways(place) if seconds else A_FEW[eyes.engine.dialect.name]:
         eyes.ids.clear()
-        outage = have_outage(place.served, Mix(eyes, way), seconds or 3, *ways(place)[way])
+        outage = have_outage(place.served, Mix(eyes, way), seconds or 4, *ways(place)[way])
         assert [answer for answer in outage.answers if not answer.is_documented()] == []
+        assert outage.during
         assert outage.took(0.99) <= 2.5
         assert outage.healthy_after <= 5
         assert _settled_while_away(eyes, outage) == 0
@@ -95,7 +96,7 @@ def _settled_while_away(eyes: Eyes, outage: Outage) -> int:
 
     A request of the last moments may have had its answer when the store was back.
     """
-    until = outage.away_until - timedelta(seconds=1.5)
+    until = outage.away_until - timedelta(seconds=2)
     claim = eyes.ledger.c.settled_at.between(outage.away_from, until)
     with eyes.engine.connect() as connection:
         return int(connection.scalar(sa.select(sa.func.count()).where(claim)) or 0)

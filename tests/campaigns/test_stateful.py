@@ -54,8 +54,8 @@ def play(
     What fails is printed as a program; `--hypothesis-seed` chooses the programs of a sized run.
     """
 
-    def play(stage: Stage, default: int) -> None:
-        examples = size(default)
+    def play(stage: Stage, default: int, share: int = 1) -> None:
+        examples = max(size(default * share) // share, 1)
         machine: Any = type("Machine", (ClientMachine,), {"stage": stage})
         if examples == default:
             machine = seed(crc32(request.node.name.encode()))(machine)
@@ -89,7 +89,7 @@ def test_random_programs_keep_the_promises_on_real_stores(
     play: Callable[[Stage, int], None],
 ) -> None:
     with RealStage(empty_database(database), empty_kv(kv)) as stage:
-        play(stage, 10)
+        play(stage, 10, share=20)
 
 
 class _MakesEntries(MemoryStore):

@@ -58,3 +58,15 @@ def test_a_limit_may_count_the_refused_alone(host: Host, limiter: Limiter) -> No
     assert [host.delete("acme").status_code for _ in range(5)] == [200] * 5
     assert [host.delete("acme", key="guess").status_code for _ in range(3)] == [401, 401, 429]
     assert host.delete("acme").status_code == 429
+
+
+def test_a_limiter_whose_store_is_away_ends_in_no_500(host: Host) -> None:
+    limiter = Limiter(
+        get_remote_address,
+        storage_uri="redis://127.0.0.1:1/0",
+        storage_options={"socket_timeout": 1, "socket_connect_timeout": 1},
+        in_memory_fallback_enabled=True,
+    )
+    limiter.init_app(host.flask)
+    limiter.limit("2 per minute")(host.flask.blueprints["mythic_clients"])
+    assert [host.delete("acme").status_code for _ in range(3)] == [200, 200, 429]

@@ -44,13 +44,6 @@ def _failure(store: RedisStore) -> KeyValueStoreError:
     return caught.value
 
 
-def _failure_at_once(store: RedisStore) -> KeyValueStoreError:
-    began = time.monotonic()
-    error = _failure(store)
-    assert time.monotonic() - began < 0.1
-    return error
-
-
 def _shown(error: BaseException) -> str:
     return "".join(traceback.format_exception(error)) + repr(error.__cause__)
 
@@ -113,28 +106,77 @@ def test_the_default_timeout_is_a_second(listening: socket.socket) -> None:
     assert 0.9 < time.monotonic() - began < 2
 
 
-def test_after_a_time_out_the_server_is_left_alone_for_a_second_and_then_asked_by_one(kv: KeyValue) -> None:
+def test_after_a_time_out_the_server_is_left_alone_for_a_second(kv: KeyValue) -> None:
     assert kv.url is not None
     with closing(redis.Redis.from_url(kv.url, socket_timeout=0.3)) as client:
         store = RedisStore(client)
-        store.apply(remove=["a"], overwrite={})
         kv.raw.set("a", "1")
         kv.raw.client_pause(10_000, all=False)
         try:
-            _failure(store)
-            assert _failure_at_once(store).__cause__ is None
-            time.sleep(1)
-            with ThreadPoolExecutor(1) as other:
-                asking = other.submit(_failure, store)
-                time.sleep(0.1)
-                _failure_at_once(store)
-                assert isinstance(asking.result().__cause__, redis.TimeoutError)
-            _failure_at_once(store)
+            assert isinstance(_failure(store).__cause__, redis.TimeoutError)
         finally:
             kv.raw.client_unpause()
+        assert _failure(store).__cause__ is None  # not asked
         time.sleep(1)
-        for removed in ({"a"}, set()):
-            assert store.apply(remove=["a"], overwrite={}) == removed
+        for _ in range(2):
+            kv.raw.set("a", "1")
+            assert store.apply(remove=["a"], overwrite={}) == {"a"}
+
+
+class _Scripted(redis.Redis):
+    """A client whose pipelines fail as told, the first when `go_on` is set."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.asked, self.go_on = threading.Semaphore(0), threading.Event()
+
+    def pipeline(self, *_: object, **__: object) -> "_Scripted":  # type: ignore[override]
+        return self
+
+    def delete(self, *_: object) -> None:  # type: ignore[override]
+        pass
+
+    def set(self, *_: object, **__: object) -> None:  # type: ignore[override]
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def execute(self) -> list[int]:
+        self.asked.release()
+        assert self.go_on.wait(10)
+        if self.errors:
+            raise self.errors.pop(0)
+        return [1]
+
+
+def test_when_the_pause_is_over_one_asks_and_the_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flask_mythic_clients.backends.redis._PAUSE", 0.01)
+    client = _Scripted(redis.TimeoutError(), redis.TimeoutError())
+    store = RedisStore(client)
+    client.go_on.set()
+    _failure(store)
+    time.sleep(0.02)
+    client.go_on.clear()
+    with ThreadPoolExecutor(1) as other:
+        asking = other.submit(_failure, store)
+        assert all(client.asked.acquire(timeout=10) for _ in range(2))
+        assert _failure(store).__cause__ is None
+        client.go_on.set()
+        assert isinstance(asking.result(10).__cause__, redis.TimeoutError)
+
+
+def test_an_answer_that_is_no_time_out_ends_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flask_mythic_clients.backends.redis._PAUSE", 0.01)
+    client = _Scripted(redis.TimeoutError(), redis.ConnectionError(), redis.DataError())
+    client.go_on.set()
+    store = RedisStore(client)
+    _failure(store)
+    time.sleep(0.02)
+    assert isinstance(_failure(store).__cause__, redis.ConnectionError)
+    with pytest.raises(redis.DataError):
+        store.apply(remove=["a"], overwrite={})
+    assert store.apply(remove=["a"], overwrite={}) == {"a"}
 
 
 def test_a_server_that_refuses_is_asked_again_at_once() -> None:

@@ -142,7 +142,7 @@ class Ledger:
         name = session.get_bind().dialect.name
         self.take_write_lock(session)
         if not wait and name != "sqlite":  # whose write lock is the database's
-            where = self.table.c.id.in_(self._lock_what_is_free(session, where))
+            where &= self.table.c.client_id.in_(self._lock_what_is_free(session, where))
         if name in ("postgresql", "sqlite"):
             update = sa.update(self.table).where(where).values({column: clock()}).returning(self.table)
             if name == "postgresql":
@@ -157,10 +157,11 @@ class Ledger:
             session.execute(sa.update(self.table).where(by_id).values(stamp))
         return [replace(record, **stamp) for record in records]
 
-    def _lock_what_is_free(self, session: Session, where: sa.ColumnElement[bool]) -> list[int]:
-        """Lock the records of which nobody holds one of the same client; return their ids.
+    def _lock_what_is_free(self, session: Session, where: sa.ColumnElement[bool]) -> set[str]:
+        """Lock records that nobody holds; return the clients of which nobody else holds one.
 
-        Two who hold one each of a client's records would write its entries side by side.
+        Two who hold one each of a client's records would write its entries side by side. What was locked
+        of such a client stays so until the end of the transaction.
         """
         c = self.table.c
         query = sa.select(c.id, c.client_id).where(where)
@@ -168,7 +169,7 @@ class Ledger:
         # Another's record, and one made since.
         every = session.execute(query).all()
         disputed = {client_id for id, client_id in every if id not in mine}
-        return [id for id, client_id in every if id in mine and client_id not in disputed]
+        return {client_id for _, client_id in every} - disputed
 
 
 def _record(row: sa.Row[Any]) -> DeletionRecord:

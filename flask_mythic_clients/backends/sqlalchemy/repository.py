@@ -71,7 +71,7 @@ class SQLAlchemyRepository:
     def settle(self, client_ids: Collection[str], *, clock: Clock, wait: bool = True) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""
         stamp = partial(self._ledger.settle, client_ids=client_ids, clock=clock, wait=wait)
-        with self._hold(client_ids, None, stamp) as held:
+        with self._hold(client_ids if wait else None, None, stamp) as held:
             yield held
 
     @contextmanager
@@ -82,7 +82,7 @@ class SQLAlchemyRepository:
         stamp = partial(
             self._ledger.verify, client_ids=client_ids, at=at, settled_before=settled_before, wait=wait
         )
-        with self._hold(client_ids, "share", stamp) as held:
+        with self._hold(client_ids if wait else None, "share", stamp) as held:
             yield held
 
     def unfinished(
@@ -125,7 +125,7 @@ class SQLAlchemyRepository:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """On SQLite, let the writers of this process come one by one; elsewhere do nothing.
+        """On SQLite, let those who write through this repository come one by one; elsewhere do nothing.
 
         SQLite's own lock is polled: some who wait for it never get it while others come and go.
         """
@@ -134,7 +134,7 @@ class SQLAlchemyRepository:
             return
         lock = self._turns.setdefault(self._engine, Lock())
         if not lock.acquire(timeout=_TURN_SECONDS):
-            raise RepositoryError
+            raise RepositoryError("Another writer has held the database for too long.")
         try:
             yield
         finally:
@@ -169,16 +169,19 @@ class SQLAlchemyRepository:
     @contextmanager
     def _hold(
         self,
-        client_ids: Collection[str],
+        client_ids: Collection[str] | None,
         lock: Literal["share"] | None,
         stamp: Callable[[Session], list[DeletionRecord]],
     ) -> Iterator[Holding]:
+        """Stamp, then read the clients named, or else those whose records are held."""
+
         def acquire() -> tuple[ExitStack, Session, Holding]:
             with ExitStack() as stack:
                 stack.enter_context(self._turn())
                 session = stack.enter_context(self._session())
                 records = stamp(session)  # first, for it waits: what is read after that is of now
-                holding = Holding(tuple(records), self._rows.read(session, client_ids, lock))
+                ids = {record.client_id for record in records} if client_ids is None else client_ids
+                holding = Holding(tuple(records), self._rows.read(session, ids, lock))
                 return stack.pop_all(), session, holding
 
         with _translated():
