@@ -355,6 +355,28 @@ def test_reconcile_finishes_what_nobody_holds_and_then_waits_for_the_rest() -> N
     assert world.state("b") == SOFT
 
 
+def test_reconcile_verifies_what_nobody_holds_and_then_waits_for_the_rest() -> None:
+    world = World()
+    for id in ("a", "b", "c"):
+        world.add(id)
+        world.act("soft_delete", id)
+    world.clock.now += WINDOW
+
+    def is_verified(id: str) -> bool:
+        return world.service.history(id)[0].verified_at is not None
+
+    now = world.clock.now
+    with ThreadPoolExecutor(1) as other:
+        with pytest.raises(LookupError), world.rows.verify(["b"], at=now, settled_before=now):  # noqa: PT012
+            reconciling = other.submit(world.service.reconcile)
+            deadline = time.monotonic() + 10
+            while not (is_verified("a") and is_verified("c")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert [is_verified(id) for id in ("a", "b", "c")] == [True, False, True]
+            raise LookupError  # its holder gives b back, unfinished
+        assert reconciling.result(10) == Reconciliation(settled=0, verified=3, failed=0)
+
+
 def test_a_request_waits_for_whoever_holds_the_client() -> None:
     world = World()
     world.add()
