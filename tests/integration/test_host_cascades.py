@@ -155,3 +155,35 @@ class TestCascades:
         assert contents(host, store) == before
         host.add(id="another")
         assert host.delete("acme").status_code == 200
+
+
+def test_a_preview_tells_each_kind_of_dependent_and_what_becomes_of_it(mount: Callable[..., Host]) -> None:
+    db = SQLAlchemy()
+    tags = db.Table("tags", sa.Column("id", sa.Integer, primary_key=True))
+    tagged = db.Table(
+        "tagged",
+        # A key of another table's comes first.
+        sa.Column("tag_id", sa.ForeignKey("tags.id")),
+        sa.Column("client_id", sa.String(255), sa.ForeignKey("clients.id")),
+    )
+    tag = type("Tag", (db.Model,), {"__table__": tags})
+    model = client_model(
+        db,
+        orders=relationship("Order", cascade="all, delete-orphan"),
+        notes=relationship("Note"),
+        tags=relationship(tag, secondary=tagged),
+    )
+    order, note = child_model(db, "order"), child_model(db, "note")
+    visit, unused = child_model(db, "visit", ondelete="CASCADE"), child_model(db, "unused")
+    host = mount(db=db, model=model)
+    insert(host, model(id="acme", tags=[tag(id=1)]), model(id="other"))
+    rows = [order(id=1, client_id="acme"), order(id=2, client_id="acme"), note(id=1, client_id="acme")]
+    insert(host, *rows, visit(id=1, client_id="acme"), unused(id=1, client_id="other"))
+    with host.flask.app_context():
+        dependents = host.clients.service.preview("acme", hard=True).dependents
+    assert {each.column: (each.rows, each.on_delete) for each in dependents} == {
+        "orders.client_id": (2, "ORM CASCADE"),
+        "notes.client_id": (1, "NO ACTION"),
+        "tagged.client_id": (1, "ORM CASCADE"),
+        "visits.client_id": (1, "CASCADE"),
+    }
