@@ -446,3 +446,21 @@ def test_an_entry_that_a_newer_client_took_over_unsettled_is_removed_by_its_key(
     assert world.service.reconcile().settled == 1
     assert removed == [{"pk:acme"}]
     assert world.state() == (True, "True", None)
+
+
+def test_who_changed_the_row_is_answered_well_also_where_another_settled_it() -> None:
+    world = World()
+    world.add()
+    record = world.rows.record
+
+    def record_and_be_overtaken(*arguments: Any) -> bool:
+        recorded = record(*arguments)
+        world.rows.record = record  # type: ignore[method-assign]
+        assert world.service.reconcile().settled == 1
+        return recorded
+
+    world.rows.record = record_and_be_overtaken  # type: ignore[method-assign]
+    world.act("hard_delete")
+    assert world.state() == GONE
+    with pytest.raises(ClientNotFoundError):
+        world.act("hard_delete")
