@@ -6,6 +6,7 @@ from typing import Any
 import click.testing
 import pytest
 import redis
+import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
@@ -169,13 +170,56 @@ class TestAStoreThatDidNotConfirm:
         assert result.exit_code == 3
         assert "None" not in result.stderr
 
-    def test_a_missing_table_is_named_beside_its_repair(self, scene: Scene) -> None:
-        with scene.host.flask.app_context():
-            scene.host.db.metadata.tables["client_deletions"].drop(scene.host.db.engine)
-        result = _run(scene.host, "status")
+
+DRIVERS = ["sqlite", "postgresql+psycopg", "postgresql+psycopg2", "mariadb+pymysql", "mariadb+mysqldb"]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+class TestADatabaseThatIsOutOfDate:
+    """What is missing is named beside its repair, whatever the driver calls the error."""
+
+    @pytest.fixture
+    def scene(
+        self, driver: str, database_by: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
+    ) -> Iterator[Scene]:
+        with make_scene(database_by(driver), empty_kv("memory")) as scene:
+            scene.add()
+            yield scene
+
+    @pytest.mark.parametrize("command", ["status", "delete acme"])
+    @pytest.mark.parametrize(
+        ("change", "missing"),
+        [
+            ("DROP TABLE client_deletions", "client_deletions"),
+            ("ALTER TABLE client_deletions RENAME COLUMN requested_at TO asked_at", "requested_at"),
+        ],
+    )
+    def test_it_is_told(self, scene: Scene, command: str, change: str, missing: str) -> None:
+        with scene.second_connection() as connection:
+            connection.execute(sa.text(change))
+            connection.commit()
+        result = _run(scene.host, *command.split())
         assert result.exit_code == 3
         assert "db.create_all()" in result.stderr
-        assert "client_deletions" in result.stderr
+        assert missing in result.stderr
+        assert scene.status() is True
+
+    def test_another_error_is_not_taken_for_it(self, scene: Scene) -> None:
+        fails = {
+            "postgresql": "SELECT 1 / 0",
+            "mariadb": "SIGNAL SQLSTATE '45000'",
+            "sqlite": "SELECT json('{')",
+        }
+
+        def do_execute(cursor: Any, *_: object) -> None:
+            cursor.execute(fails[scene.kind])
+
+        with scene.host.flask.app_context():
+            sa.event.listen(scene.host.db.engine, "do_execute", do_execute)
+        result = _run(scene.host, "delete", "acme")
+        assert result.exit_code == 3
+        assert "did not answer" in result.stderr
+        assert "create_all" not in result.stderr
 
 
 def _run(host: Host, *arguments: str) -> click.testing.Result:

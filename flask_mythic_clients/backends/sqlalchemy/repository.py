@@ -234,26 +234,24 @@ def _retrying(step: Callable[[], _T]) -> _T:
 
 def _is_conflict(error: sa.exc.DBAPIError) -> bool:
     """Whether the database has rolled back one of two transactions that were in each other's way."""
-    return _code(error) in ("40001", "40P01", 1213)
+    return not _codes(error).isdisjoint({"40001", "40P01", 1213})
 
 
 def _is_refusal(error: sa.exc.SQLAlchemyError) -> bool:
-    """Whether a constraint forbids it; PyMySQL calls MariaDB's CHECK an operational error."""
-    code = _code(error)
-    return isinstance(error, sa.exc.IntegrityError) or code in ("23000", 4025)
+    """Whether a constraint forbids it; MariaDB's CHECK (4025) is an operational error to its drivers."""
+    return isinstance(error, sa.exc.IntegrityError) or 4025 in _codes(error)
 
 
 def _lacks_a_table(error: sa.exc.SQLAlchemyError) -> bool:
     """Whether a table or a column is missing, which MariaDB and SQLite may call operational, as an outage."""
-    code = _code(error)
+    codes = _codes(error)
     words = ("no such table", "no such column", "has no column named")
-    return code in ("42P01", "42703", "42S02", "42S22", 1146, 1054) or any(
-        some in str(code) for some in words
+    return not codes.isdisjoint({"42P01", "42703", 1146, 1054}) or any(
+        some in str(code) for code in codes for some in words
     )
 
 
-def _code(error: sa.exc.SQLAlchemyError) -> Any:
-    """Return the SQLSTATE, or MariaDB's number, or SQLite's text; None where the driver said nothing."""
+def _codes(error: sa.exc.SQLAlchemyError) -> set[Any]:
+    """Return psycopg's SQLSTATE, psycopg2's, and what comes first: MariaDB's number, or SQLite's text."""
     said = getattr(error, "orig", None)
-    arguments = getattr(said, "args", None) or [None]
-    return getattr(said, "sqlstate", None) or getattr(said, "pgcode", None) or arguments[0]
+    return {getattr(said, "sqlstate", None), getattr(said, "pgcode", None), *getattr(said, "args", ())[:1]}
