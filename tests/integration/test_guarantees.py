@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -17,6 +19,12 @@ from tests.hosts import KeyValue
 from .scene import AWAY, CONFIG, Scene, hung_server, make_scene
 
 THREADS = 16
+# As a foreign key does that is inserted; on SQLite a write, for it has one lock.
+READ_TO_SHARE = {
+    "sqlite": "UPDATE clients SET name = name",
+    "postgresql": "SELECT id FROM clients FOR SHARE NOWAIT",
+    "mariadb": "SELECT id FROM clients LOCK IN SHARE MODE NOWAIT",
+}
 
 
 @pytest.fixture
@@ -55,6 +63,41 @@ def test_the_kv_store_is_touched_after_step_1_is_committed_and_with_the_records_
     status = {Action.SOFT: False, Action.HARD: None, Action.RESTORE: True}[action]
     assert seen == [(status, True), (status, True)]
     assert not _record_is_locked(scene)
+
+
+@pytest.mark.parametrize("action", [Action.SOFT, Action.HARD])
+def test_a_rule_of_the_hosts_names_the_keys_with_the_row_held_for_a_change(
+    database_url: str, empty_kv: Callable[[str], KeyValue], action: Action
+) -> None:
+    held = []
+
+    def rule(row: Any) -> dict[str, None]:
+        held.append(_is_locked(scene, READ_TO_SHARE[scene.kind]))
+        return {f"client:{row.id}": None}
+
+    with make_scene(database_url, empty_kv("memory"), entries=rule, config={}) as scene:
+        scene.add()
+        scene.act(action)
+    assert held[0]
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_while_verify_writes_the_row_can_be_referred_to_but_not_changed(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue], database: str
+) -> None:
+    seen = []
+
+    def look() -> None:
+        change = "SELECT id FROM clients FOR UPDATE NOWAIT"
+        seen.append([_is_locked(scene, statement) for statement in (READ_TO_SHARE[database], change)])
+
+    with make_scene(empty_database(database), empty_kv("memory")) as scene:
+        scene.add()
+        scene.act(Action.SOFT)
+        scene.age()
+        scene.tap.before = look
+        assert scene.reconcile().verified == 1
+    assert seen == [[False, True]]
 
 
 def test_another_settle_of_the_client_waits_for_the_one_that_writes(scene: Scene) -> None:
@@ -211,13 +254,35 @@ def test_a_kv_store_that_times_out_is_unknown_and_in_time(scene: Scene, query: s
     assert scene.agrees()
 
 
+def test_times_are_told_in_utc_wherever_the_process_runs(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        scene.act(Action.SOFT)
+        (record,) = scene.host.records("acme")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert record.settled_at is not None
+    assert {record.requested_at.tzinfo, record.settled_at.tzinfo} == {UTC}
+    assert abs(datetime.now(UTC) - record.settled_at) < timedelta(minutes=1)
+
+
 def _record_is_locked(scene: Scene) -> bool:
-    """Whether another transaction holds the client's record; asked without waiting."""
-    statement = {
-        "sqlite": "UPDATE client_deletions SET actor = actor",
-        "postgresql": "SELECT id FROM client_deletions FOR UPDATE NOWAIT",
-        "mariadb": "SELECT id FROM client_deletions FOR UPDATE NOWAIT",
-    }[scene.kind]
+    """Whether another transaction holds the client's record."""
+    sqlite = scene.kind == "sqlite"
+    return _is_locked(
+        scene,
+        "UPDATE client_deletions SET actor = actor"
+        if sqlite
+        else "SELECT id FROM client_deletions FOR UPDATE NOWAIT",
+    )
+
+
+def _is_locked(scene: Scene, statement: str) -> bool:
+    """Whether a statement, which does not wait, meets a lock."""
     with scene.second_connection() as connection:
         try:
             connection.execute(sa.text(statement))

@@ -13,7 +13,7 @@ from flask_mythic_clients import ConfigurationError
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
 
-from ..hosts import Host
+from ..hosts import Host, client_model
 
 
 class TestNames:
@@ -104,6 +104,33 @@ class TestIds:
             assert host.delete(id).status_code == 200
             assert host.delete(f"{id}?hard=true").status_code == 200
             assert store.get(f"client:{id}") is None
+
+    @pytest.mark.parametrize("id", [-(2**63), 2**63 - 1])
+    def test_the_least_and_the_greatest_number_are_found(self, mount: Callable[..., Host], id: int) -> None:
+        db = SQLAlchemy()
+        model = client_model(db, id=mapped_column(sa.BigInteger, primary_key=True, autoincrement=False))
+        host = mount(db=db, model=model)
+        host.add(id=id)
+        assert host.delete(f"{id}").status_code == 200
+        assert host.delete(f"{id}?hard=true").status_code == 200
+
+    def test_an_id_that_the_hosts_own_type_refuses_is_no_clients(self, mount: Callable[..., Host]) -> None:
+        class Slug(sa.TypeDecorator[str]):
+            impl = sa.String(20)
+            cache_ok = True
+
+            def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+                if value is not None and not value.islower():
+                    raise ValueError(value)
+                return value
+
+        db = SQLAlchemy()
+        host = mount(db=db, model=client_model(db, id=mapped_column(Slug, primary_key=True)))
+        host.add(id="acme")
+        for path in ("ACME", "ACME?hard=true"):
+            assert host.delete(path).status_code == 404
+        assert host.delete("acme").status_code == 200
+        assert host.delete("acme?hard=true").status_code == 200
 
     @pytest.mark.parametrize("as_uuid", [True, False])
     def test_a_uuid_has_one_spelling(

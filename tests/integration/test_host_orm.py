@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin
@@ -129,6 +129,19 @@ class TestTheHostsCode:
         tables, _ = contents(host, store)
         assert (len(tables["parties"]), len(tables["companies"])) == (2, 1)
         assert store.get("client:acme") is None
+
+    def test_a_key_may_name_what_the_model_computes(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        db = SQLAlchemy()
+        model = client_model(db)
+        model.slug = column_property(sa.func.lower(model.__table__.c.name))
+        host = mount(db=db, model=model, config={"MYTHIC_CLIENTS_KV_KEYS": ["slug:{slug}"]})
+        host.add(id="acme", name="ACME")
+        store.set("slug:acme", "value")
+        assert host.delete("acme?hard=true").status_code == 200
+        assert [record.kv_keys for record in host.records("acme")] == [("slug:acme",)]
+        assert store.get("slug:acme") is None
 
 
 class TestTheHostsEngine:

@@ -135,7 +135,7 @@ class ClientRows:
         """Return id → client for those that exist."""
         dialect = session.get_bind().dialect
         keys = [key for id in client_ids if (key := self.key_of(id, dialect)) is not None]
-        asked = sa.bindparam("ids", keys, self._key_type, expanding=True)
+        asked = sa.bindparam(None, keys, self._key_type)
         query: sa.Select[Any] = sa.select(self.model).where(self.id.in_(asked)).options(lazyload("*"))
         if lock is not None:
             query = query.with_for_update(read=lock == "share", of=self.model)
