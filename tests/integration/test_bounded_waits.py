@@ -3,9 +3,13 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
+
+from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 
 from ..hosts import KeyValue
 from .scene import AWAY, make_scene
@@ -32,6 +36,22 @@ def test_a_request_gives_up_on_records_that_another_holds(
             assert scene.tap.calls == 1
         assert scene.host.delete("acme?hard=true").status_code == 200
         assert scene.host.delete("acme?hard=true").status_code == 404
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_who_does_not_wait_is_not_kept_by_the_plan_of_a_small_table(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue], database: str
+) -> None:
+    """MariaDB finds the records by another index there, and comes across that of `acme`."""
+    with make_scene(empty_database(database), empty_kv("memory")) as scene:
+        for id in ("acme", "other"):
+            scene.add(id)
+            assert scene.host.delete(id).status_code == 200
+        repository = SQLAlchemyRepository(scene.host.db, scene.host.model)
+        now = datetime.now(UTC)
+        verify = partial(repository.verify, at=now, settled_before=now)
+        with scene.host.flask.app_context(), verify(["acme"]), verify(["acme", "other"], wait=False) as held:
+            assert [record.client_id for record in held.records] == ["other"]
 
 
 def test_on_sqlite_a_writer_gives_up_on_a_turn_that_does_not_come(
