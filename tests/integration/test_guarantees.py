@@ -254,20 +254,24 @@ def test_a_kv_store_that_times_out_is_unknown_and_in_time(scene: Scene, query: s
     assert scene.agrees()
 
 
-def test_times_are_told_in_utc_wherever_the_process_runs(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+def test_times_are_utc_wherever_the_process_and_the_database_think_they_are(
+    database_url: str, empty_kv: Callable[[str], KeyValue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    for variable in ("TZ", "PGTZ"):  # the latter is the time zone of a session of PostgreSQL
+        monkeypatch.setenv(variable, "Asia/Kolkata")
     time.tzset()
     try:
-        scene.act(Action.SOFT)
-        (record,) = scene.host.records("acme")
+        with make_scene(database_url, empty_kv("memory")) as scene:
+            scene.add()
+            scene.act(Action.SOFT)
+            (record,) = scene.host.records("acme")
     finally:
         monkeypatch.undo()
         time.tzset()
-    assert record.settled_at is not None
-    assert {record.requested_at.tzinfo, record.settled_at.tzinfo} == {UTC}
-    assert abs(datetime.now(UTC) - record.settled_at) < timedelta(minutes=1)
+    for at in (record.requested_at, record.settled_at):
+        assert at is not None
+        assert at.tzinfo is UTC
+        assert abs(datetime.now(UTC) - at) < timedelta(minutes=1)
 
 
 def _record_is_locked(scene: Scene) -> bool:

@@ -8,14 +8,11 @@ from sqlalchemy.orm import Mapper, Session
 
 from ...entries import EntryRule
 from ...model import Client, Dependent, Preview
-from .recorder import Recorder
 from .rows import ClientRows
 
 
-def preview(
-    session: Session, rows: ClientRows, recorder: Recorder, client_id: str, entries: EntryRule
-) -> Preview | None:
-    """Fulfil `ports.ClientDirectory.preview`, with the code that deletes: SQL where it uses SQL."""
+def preview(session: Session, rows: ClientRows, client_id: str, entries: EntryRule) -> Preview | None:
+    """Fulfil `ports.ClientDirectory.preview`."""
     client = rows.read(session, [client_id]).get(client_id)
     if client is None:
         return None
@@ -24,7 +21,7 @@ def preview(
         client=client,
         columns={name: getattr(client.row, name) for name in names},
         dependents=tuple(_dependents(session, rows.mapper, client)),
-        kv_keys=tuple(recorder.kv_keys(session, client, entries)),
+        kv_keys=tuple(entries(client)),
     )
 
 

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session
 
 from ...entries import EntryRule, KeyTemplates
-from ...model import Action, Change, Client
+from ...model import Action, Change
 from .ledger import Ledger
 from .rows import ClientRows
 
@@ -38,17 +38,6 @@ class Recorder:
         if dialect.name == "postgresql":
             return self._by_one_statement(session, change, templates)
         return self._by_two_statements(session, change, templates)
-
-    def kv_keys(self, session: Session, client: Client, entries: EntryRule) -> list[str]:
-        """Return the keys that the step would record for a hard delete."""
-        dialect = session.get_bind().dialect
-        templates = self._plain(Action.HARD, entries, dialect)
-        if templates is None:
-            return list(entries(client))
-        keys = self._rows.kv_keys(self._rows.id.table, templates, dialect)
-        of_client = self._rows.id == self._rows.key_of(client.id, dialect)
-        array = session.scalars(sa.select(sa.type_coerce(keys, sa.JSON)).where(of_client)).one()
-        return [key for key in array if key is not None]
 
     def _plain(self, action: Action, entries: EntryRule, dialect: sa.Dialect) -> KeyTemplates | None:
         """Return the templates where the step needs SQL alone; otherwise None."""
@@ -118,7 +107,7 @@ class Recorder:
         where: sa.ColumnElement[bool] | None = None,
     ) -> sa.Insert:
         values = _columns(change)
-        literals = [sa.literal(value, self._ledger.table.c[name].type) for name, value in values.items()]
+        literals = map(sa.literal, values.values())
         query = sa.select(*literals, self._rows.kv_keys(source, templates, dialect)).select_from(source)
         if where is not None:
             query = query.where(where).with_for_update()

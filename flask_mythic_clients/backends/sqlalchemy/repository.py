@@ -108,7 +108,7 @@ class SQLAlchemyRepository:
 
     def preview(self, client_id: str, entries: EntryRule) -> Preview | None:
         """Fulfil `ports.ClientDirectory.preview`."""
-        return self._read(lambda session: preview(session, self._rows, self._recorder, client_id, entries))
+        return self._read(lambda session: preview(session, self._rows, client_id, entries))
 
     def check_columns(self, names: Collection[str]) -> None:
         """Fulfil `ports.ClientDirectory.check_columns`."""
