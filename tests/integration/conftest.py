@@ -29,7 +29,8 @@ def database_by(empty_database: Callable[[str], str]) -> Callable[[str], str]:
     def by(driver: str) -> str:
         if driver == "mariadb+mysqldb":
             pytest.importorskip("MySQLdb", reason="mysqlclient has no wheel for all: pip install mysqlclient")
-        url = sa.make_url(empty_database(driver.partition("+")[0])).set(drivername=driver)
+        kind = driver.partition("+")[0].replace("mysql", "mariadb")  # as many a URL calls it
+        url = sa.make_url(empty_database(kind)).set(drivername=driver)
         return url.render_as_string(hide_password=False)
 
     return by

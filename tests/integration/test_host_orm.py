@@ -130,6 +130,22 @@ class TestTheHostsCode:
         assert (len(tables["parties"]), len(tables["companies"])) == (2, 1)
         assert store.get("client:acme") is None
 
+    def test_a_client_of_two_tables_that_nothing_else_tells_apart_is_deleted_wholly(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        db = SQLAlchemy()
+        party = type("Party", (ClientMixin, db.Model), {"__tablename__": "parties"})
+        foreign_key = mapped_column(sa.ForeignKey("parties.id"), primary_key=True)
+        host = mount(
+            db=db, model=type("Company", (party,), {"__tablename__": "companies", "id": foreign_key})
+        )
+        host.add(id="acme")
+        assert host.delete("acme").status_code == 200
+        assert [row.status for row in host.rows()] == [False]
+        assert host.delete("acme?hard=true").status_code == 200
+        tables, _ = contents(host, store)
+        assert tables["parties"] == tables["companies"] == []
+
     def test_a_key_may_name_what_the_model_computes(
         self, mount: Callable[..., Host], store: MemoryStore
     ) -> None:

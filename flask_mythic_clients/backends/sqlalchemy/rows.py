@@ -166,7 +166,7 @@ class ClientRows:
         texts: list[sa.ColumnElement[str]] = []
         for literal, name in parts:
             if literal:
-                texts.append(sa.literal(literal, sa.String()))
+                texts.append(sa.literal(literal))
             if name is not None:
                 texts.append(sa.cast(source.c[self.column(name).key], sa.String()))
         return texts
