@@ -1,5 +1,6 @@
 """What people are told: what to pass instead, what the driver said, and nothing that moves their cursor."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from flask_mythic_clients import ConfigurationError, InvalidClientIdError, KeyVa
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
-from tests.hosts import Gate, Host, KeyValue, contents, mounting
+from tests.hosts import Gate, Host, KeyValue, client_model, contents, mounting
 
 from .scene import AWAY, Scene, make_scene
 
@@ -50,6 +51,19 @@ class TestAWrongArgument:
     def test_what_is_not_mapped_is_no_model(self, wrong: Any) -> None:
         with pytest.raises(ConfigurationError, match="is no model: pass the class"):
             SQLAlchemyRepository(SQLAlchemy(), wrong)
+
+    @pytest.mark.parametrize("option", ["id", "status"])
+    def test_a_column_that_the_model_lacks_is_named_beside_those_it_has(self, option: str) -> None:
+        db = SQLAlchemy()
+        expected = f"Client has no column 'wrong': pass {option}=… with one of id, name, status."
+        with pytest.raises(ConfigurationError, match=f"^{re.escape(expected)}$"):
+            SQLAlchemyRepository(db, client_model(db), **{option: "wrong"})
+
+    def test_a_column_that_only_a_template_names_is_named_beside_those_the_model_has(self) -> None:
+        repository = SQLAlchemyRepository(SQLAlchemy())
+        expected = "names {wrong}, but Client has no such column; it has id, name, status."
+        with pytest.raises(ConfigurationError, match=re.escape(expected)):
+            repository.check_columns(["name", "wrong"])
 
     def test_an_app_without_init_app_has_no_service(self) -> None:
         clients = MythicClients(repository=MemoryRepository(), kv=MemoryStore())

@@ -146,6 +146,15 @@ class TestMariaDB:
         _is_deleted_to_the_letter(host, kv)
 
 
+class TestSQLite:
+    """Its columns may ignore case."""
+
+    def test_an_id_that_ignores_case_is_found_to_the_letter(
+        self, mount: Callable[..., Host], kv: KeyValue
+    ) -> None:
+        _is_deleted_to_the_letter(mount("sqlite", sa.String(40, collation="NOCASE")), kv)
+
+
 class TestPostgreSQL:
     """Its columns ignore case, and are padded with blanks."""
 

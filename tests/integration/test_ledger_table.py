@@ -1,5 +1,6 @@
 """The ledger's table as hosts get it: every column of it, and the schema that a host's tables lie in."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -75,8 +76,16 @@ class TestInASchema:
         tables = [name for name in db.metadata.tables if "deletions" in name]
         assert tables == ["shop.client_deletions"]
         second = type("Second", (model,), {})
-        with pytest.raises(ConfigurationError, match=r"The table shop\.client_deletions .* than Second"):
+        expected = (
+            "The table shop.client_deletions already exists for something other than Second. "
+            "Give each kind of client its own database (__bind_key__)."
+        )
+        with pytest.raises(ConfigurationError, match=f"^{re.escape(expected)}$"):
             SQLAlchemyRepository(db, second)
+
+    def test_our_own_model_is_the_table_clients(self) -> None:
+        model = SQLAlchemyRepository(SQLAlchemy()).model
+        assert (model.__name__, model.__table__.name) == ("Client", "clients")
 
 
 def _dependents(host: Host) -> list[tuple[str, int, str]]:

@@ -65,12 +65,18 @@ def test_a_conflict_is_tried_again(scene: Scene, action: Action) -> None:
     assert scene.agrees()
 
 
-def test_a_conflict_that_does_not_end_is_an_error_and_loses_nothing(scene: Scene) -> None:
+def test_a_conflict_that_does_not_end_is_an_error_and_loses_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failures = [CONFLICTS[scene.kind][0]] * 50
     tried = _failing(scene, failures)
+    naps: list[float] = []
+    monkeypatch.setattr("time.sleep", naps.append)
     with pytest.raises(RepositoryError):
         scene.act(Action.HARD)
     assert len(tried) == 5
+    assert len(naps) == 4
+    assert max(naps) <= 0.02  # the client waits
     failures.clear()
     scene.act(Action.HARD)
     assert scene.agrees()
@@ -148,6 +154,22 @@ def test_a_connection_closed_between_the_steps_or_in_one_is_replaced(
     assert scene.host.delete(f"acme{query}").status_code == 200
     assert closed
     assert len(scene.host.records("acme")) == 1
+    assert scene.agrees()
+
+
+@pytest.mark.parametrize("query", ["", "?hard=true"])
+def test_a_database_that_closes_every_connection_is_tried_twice(scene: Scene, query: str) -> None:
+    closed = []
+
+    def close(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith(("WITH", "INSERT")):
+            closed.append(_close_all(scene))
+
+    sa.event.listen(_engine(scene), "before_cursor_execute", close)
+    assert scene.host.delete(f"acme{query}").status_code == 503
+    assert len(closed) == 2
+    sa.event.remove(_engine(scene), "before_cursor_execute", close)
+    assert scene.host.delete(f"acme{query}").status_code == 200
     assert scene.agrees()
 
 
