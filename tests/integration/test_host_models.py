@@ -95,7 +95,11 @@ class TestIds:
             store.set(f"client:{id}", "value")
         wrong = ["007", "abc", "7_", "1_000", "-0", "00", "0x7", "7e0", "-", "_", "70", "--7"]
         # Beyond what the column can hold, or the driver can send, there is no client either.
-        wrong += [str(sign * number) for number in (2**15, 2**31, 2**63, 10**30, 10**200) for sign in (1, -1)]
+        wrong += [
+            str(sign * number)
+            for number in (2**15, 2**31, 2**63, 2**63 + 1, 10**30, 10**200)
+            for sign in (1, -1)
+        ]
         for id in wrong:
             for path in (id, f"{id}?hard=true"):
                 assert (host.delete(path).status_code, path) == (404, path)

@@ -99,16 +99,21 @@ class TestTheHostsCode:
         assert host.delete("acme?hard=true").status_code == 200
         assert host.rows() == []
 
-    @pytest.mark.parametrize("mounted", ["base", "derived"])
+    # An outer join must not be locked as a whole: PostgreSQL refuses that.
+    @pytest.mark.parametrize(("mounted", "loads"), [("base", None), ("base", "*"), ("derived", None)])
     def test_a_client_of_two_joined_tables_is_deleted_wholly(
-        self, mount: Callable[..., Host], store: MemoryStore, mounted: str
+        self, mount: Callable[..., Host], store: MemoryStore, mounted: str, loads: Any
     ) -> None:
         db = SQLAlchemy()
 
         class Party(ClientMixin, db.Model):
             __tablename__ = "parties"
             kind: Mapped[str] = mapped_column(sa.String(20))
-            __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "party"}  # noqa: RUF012
+            __mapper_args__ = {  # noqa: RUF012 - SQLAlchemy's own form
+                "polymorphic_on": "kind",
+                "polymorphic_identity": "party",
+                "with_polymorphic": loads,
+            }
 
         class Company(Party):
             __tablename__ = "companies"

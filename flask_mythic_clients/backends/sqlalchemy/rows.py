@@ -138,7 +138,8 @@ class ClientRows:
         asked = sa.bindparam(None, keys, self._key_type)
         query: sa.Select[Any] = sa.select(self.model).where(self.id.in_(asked)).options(lazyload("*"))
         if lock is not None:
-            query = query.with_for_update(read=lock == "share", of=self.model)
+            # Not what else the model loads: PostgreSQL locks no outer join, and the row alone is to be held.
+            query = query.with_for_update(read=lock == "share", of=self.mapper.tables)
         clients = (self.client(row) for row in session.scalars(query))
         return {client.id: client for client in clients if client.id in client_ids}
 
