@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 
 from ..hosts import KeyValue
-from .scene import AWAY, make_scene
+from .scene import AWAY, CONFIG, make_scene
 
 LOCK = sa.text("SELECT id FROM client_deletions WHERE client_id = 'acme' FOR UPDATE")
 
@@ -52,6 +52,22 @@ def test_who_does_not_wait_is_not_kept_by_the_plan_of_a_small_table(
         verify = partial(repository.verify, at=now, settled_before=now)
         with scene.host.flask.app_context(), verify(["acme"]), verify(["acme", "other"], wait=False) as held:
             assert [record.client_id for record in held.records] == ["other"]
+
+
+@pytest.mark.parametrize("path", ["acme", "acme?hard=true"])
+def test_a_pool_that_has_no_connection_left_is_a_503(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue], path: str
+) -> None:
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.2}
+    config = {**CONFIG, "SQLALCHEMY_ENGINE_OPTIONS": options}
+    with make_scene(empty_database("postgresql"), empty_kv("either"), config=config) as scene:
+        scene.add("acme")
+        with scene.host.flask.app_context():
+            engine = scene.host.db.engine
+        with engine.connect():
+            assert scene.host.delete(path).status_code == 503
+        assert scene.host.delete(path).status_code == 200
+        assert scene.agrees()
 
 
 def test_on_sqlite_a_writer_gives_up_on_a_turn_that_does_not_come(

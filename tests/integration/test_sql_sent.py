@@ -12,6 +12,7 @@ import redis
 import sqlalchemy as sa
 
 from flask_mythic_clients.backends.redis import RedisStore
+from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue
 
@@ -228,6 +229,15 @@ def test_reconcile_first_takes_what_nobody_holds(
     settle = [*begin, *stamp, "SELECT .* FROM clients", "KV", "COMMIT"]
     # Page and page after it, once leaving what is held and once waiting for it; then what is to be verified.
     _matches(log, [*page, *settle, *page, *page, *page, *page])
+
+
+def test_the_clients_are_read_page_by_page(empty_database: Callable[[str], str], open_scene: Any) -> None:
+    with open_scene(empty_database("postgresql")) as scene, sent(scene) as log:
+        repository = SQLAlchemyRepository(scene.host.db, scene.host.model)
+        with scene.host.flask.app_context():
+            assert len(list(repository.clients())) == 2
+    page = "SELECT .* FROM clients .*ORDER BY clients.id LIMIT"
+    _matches(log, [page, "COMMIT", page, "COMMIT"])
 
 
 @pytest.mark.parametrize("action", Action)
