@@ -2,6 +2,7 @@
 
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 import redis
 import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import mapped_column
 
 from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.model import Action
-from tests.hosts import KeyValue
+from tests.hosts import KeyValue, client_model, mounting
 
 from .scene import AWAY, CONFIG, Scene, make_scene
 
@@ -79,6 +82,23 @@ def test_postgresql_gets_one_statement_then_one_update_and_one_read(
     assert "synchronous_commit" not in log[0]
     assert "BYTEA" not in log[0]  # the id is compared as it is, by its index
     assert "set_config" in log[2]
+
+
+def test_postgresql_gets_one_statement_also_where_the_id_is_a_uuid(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
+) -> None:
+    db, id = SQLAlchemy(), uuid.uuid4()
+    model = client_model(db, id=mapped_column(sa.Uuid, primary_key=True))
+    store = empty_kv("memory").raw
+    with mounting(empty_database("postgresql"), store) as mount:
+        host = mount(db=db, model=model)
+        host.add(id=id)
+        statements: list[str] = []
+        with host.flask.app_context():
+            sa.event.listen(db.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+        assert host.delete(f"{id}?hard=true").status_code == 200
+        assert [record.kv_keys for record in host.records(f"{id}")] == [(f"client:{id}",)]
+    assert statements[0].startswith("WITH changed")
 
 
 @pytest.mark.parametrize("action", ACTION)

@@ -252,6 +252,6 @@ def _lacks_a_table(error: sa.exc.SQLAlchemyError) -> bool:
 
 
 def _codes(error: sa.exc.SQLAlchemyError) -> set[Any]:
-    """Return psycopg's SQLSTATE, psycopg2's, and what comes first: MariaDB's number, or SQLite's text."""
+    """Return psycopg's SQLSTATE, psycopg2's, MariaDB's number, and the text."""
     said = getattr(error, "orig", None)
-    return {getattr(said, "sqlstate", None), getattr(said, "pgcode", None), *getattr(said, "args", ())[:1]}
+    return {getattr(said, "sqlstate", None), getattr(said, "pgcode", None), *getattr(said, "args", ())}

@@ -3,11 +3,10 @@
 import uuid
 from collections.abc import Collection
 from functools import reduce
-from operator import add, eq
+from operator import add
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Mapper, Session, lazyload
 
 from ...entries import KeyTemplates
@@ -113,9 +112,9 @@ class ClientRows:
         conditions: list[sa.ColumnElement[bool]] = [self.id == sa.literal(key, self._key_type)]
         if dialect.name in ("mysql", "mariadb") and isinstance(key, str):
             # Their usual collations ignore case, and find "Acme" where "acme" is asked for.
-            # In one character set, for the bytes to be the same.
-            texts = (sa.cast(text, mysql.CHAR(charset="utf8mb4")) for text in (self.id, sa.literal(key)))
-            conditions.append(eq(*(sa.cast(text, sa.LargeBinary) for text in texts)))
+            # As text first: so it is in the character set of the connection, as the literal is.
+            text = sa.cast(self.id, sa.CHAR)
+            conditions.append(sa.cast(text, sa.LargeBinary) == sa.cast(sa.literal(key), sa.LargeBinary))
         if change.action is Action.SOFT:
             conditions.append(self.status.is_(True))
         elif change.action is Action.RESTORE or change.only_if_inactive:
