@@ -145,6 +145,19 @@ class TestMariaDB:
         host = mount("mariadb", sa.String(40), "ALTER DATABASE test CHARACTER SET utf16")
         _is_deleted_to_the_letter(host, kv)
 
+    def test_an_id_that_ends_in_a_blank_is_not_the_one_without(
+        self, empty_database: Callable[[str], str], kv: KeyValue
+    ) -> None:
+        """MariaDB finds it; and a rule of the host's is asked about the row that was read."""
+        db = SQLAlchemy()
+        model = _model(db, sa.Column("id", sa.String(20), primary_key=True))
+        with mounting(empty_database("mariadb"), kv.store) as mount:
+            host = mount(db=db, model=model, entries=lambda row: {f"client:{row.id}": None})
+            host.add(id="acme ")
+            for path in ("acme", "acme?hard=true"):
+                assert host.delete(path).status_code == 404
+            assert [(row.id, row.status) for row in host.rows()] == [("acme ", True)]
+
 
 class TestSQLite:
     """Its columns may ignore case."""
