@@ -276,13 +276,9 @@ def test_times_are_utc_wherever_the_process_and_the_database_think_they_are(
 
 def _record_is_locked(scene: Scene) -> bool:
     """Whether another transaction holds the client's record."""
-    sqlite = scene.kind == "sqlite"
-    return _is_locked(
-        scene,
-        "UPDATE client_deletions SET actor = actor"
-        if sqlite
-        else "SELECT id FROM client_deletions FOR UPDATE NOWAIT",
-    )
+    if scene.kind == "sqlite":
+        return _is_locked(scene, "UPDATE client_deletions SET actor = actor")
+    return _is_locked(scene, "SELECT id FROM client_deletions FOR UPDATE NOWAIT")
 
 
 def _is_locked(scene: Scene, statement: str) -> bool:
