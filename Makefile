@@ -19,8 +19,7 @@ test: $(VENV)/installed-dev ## Run all tests (ARGS="-k wire")
 test-sqlalchemy-2.0: ## Run the tests that touch a database on SQLAlchemy 2.0
 	$(MAKE) VENV=$(VENV)-sqlalchemy-2.0 $(VENV)-sqlalchemy-2.0/installed-dev
 	$(VENV)-sqlalchemy-2.0/bin/python -m pip install --quiet --disable-pip-version-check 'sqlalchemy>=2.0.28,<2.1'
-	$(VENV)-sqlalchemy-2.0/bin/python -m pytest tests/contract/test_repositories.py tests/integration \
-		--ignore tests/integration/test_wire_contract.py -k "not valkey" $(ARGS)
+	$(VENV)-sqlalchemy-2.0/bin/python -m pytest tests/contract/test_repositories.py tests/integration -k "not valkey" $(ARGS)
 
 campaign-interleavings: ## Every interleaving of two and three operations, with every fault (SIZE=3)
 campaign-kills: ## kill -9 at every named moment, and at random ones under load (SIZE=1000)
