@@ -15,7 +15,7 @@ import click
 from flask.cli import AppGroup
 
 from .auth import create_key, digest
-from .config import PREFIX, check_name
+from .config import ADMIN_KEYS, check_name
 from .errors import ConfigurationError, MythicClientsError, StoreError
 from .model import Preview
 from .service import DeletionService
@@ -55,7 +55,7 @@ def _add_create_key(group: AppGroup) -> None:
         click.echo("The key, shown this once; the service keeps only its digest:", err=True)
         click.echo(key)
         click.echo("The entry for the configuration; several are joined with commas:", err=True)
-        click.echo(f"{PREFIX}ADMIN_KEYS={name}={digest(key)}")
+        click.echo(f"{ADMIN_KEYS}={name}={digest(key)}")
 
 
 def _add_delete(group: AppGroup, service: DeletionService) -> None:

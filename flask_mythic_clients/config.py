@@ -1,7 +1,8 @@
 """The settings: read once, whole, and frozen. The only reader of MYTHIC_CLIENTS_*."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,9 @@ from .entries import KeyTemplates
 from .errors import ConfigurationError
 from .model import HardDelete
 
-PREFIX = "MYTHIC_CLIENTS_"
+_PREFIX = "MYTHIC_CLIENTS_"
+ADMIN_KEYS = f"{_PREFIX}ADMIN_KEYS"
+KV_KEYS = f"{_PREFIX}KV_KEYS"
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -32,14 +35,23 @@ class Settings:
 
         Raises ConfigurationError for a wrong value and for an unknown key of ours, naming the key.
         """
-        given = {key: value for key, value in config.items() if key.startswith(PREFIX)}
+        given = {key: value for key, value in config.items() if key.startswith(_PREFIX)}
         fields = {}
         for key, value in given.items():
-            name = key.removeprefix(PREFIX).lower()
+            name = key.removeprefix(_PREFIX).lower()
             if key not in _READERS:
                 raise ConfigurationError(f"{key} is no setting. The settings are {', '.join(_READERS)}.")
             fields[name] = _READERS[key](key, value)
         return cls(**fields)
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Put the setting's name before what is wrong with its value."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{key}: {error}") from error
 
 
 def check_name(name: str) -> str:
@@ -87,7 +99,8 @@ def _url_prefix(key: str, value: object) -> str:
 def _kv_keys(key: str, value: object) -> Sequence[str]:
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(v, str) for v in value):
         raise _wrong(key, "a list of templates such as ['client:{id}']", value)
-    KeyTemplates(value)
+    with naming(key):
+        KeyTemplates(value)
     return tuple(value)
 
 
@@ -114,10 +127,10 @@ def _wrong(key: str, wanted: str, value: object) -> ConfigurationError:
 
 
 _READERS: Mapping[str, Callable[[str, object], Any]] = {
-    f"{PREFIX}ADMIN_KEYS": _admin_keys,
-    f"{PREFIX}URL_PREFIX": _url_prefix,
-    f"{PREFIX}KV_KEYS": _kv_keys,
-    f"{PREFIX}HARD_DELETE": _hard_delete,
-    f"{PREFIX}VERIFY_AFTER": _duration,
-    f"{PREFIX}RETRY_AFTER": _seconds,
+    ADMIN_KEYS: _admin_keys,
+    f"{_PREFIX}URL_PREFIX": _url_prefix,
+    KV_KEYS: _kv_keys,
+    f"{_PREFIX}HARD_DELETE": _hard_delete,
+    f"{_PREFIX}VERIFY_AFTER": _duration,
+    f"{_PREFIX}RETRY_AFTER": _seconds,
 }

@@ -67,17 +67,13 @@ def _parse(template: str) -> _Parts:
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ConfigurationError(
-            f"MYTHIC_CLIENTS_KV_KEYS: {template!r}: {error}; write for example 'client:{{id}}'."
-        ) from error
+        raise ConfigurationError(f"{template!r}: {error}; write for example 'client:{{id}}'.") from error
     for _, column, spec, conversion in parsed:
         if column is not None and (not column.isidentifier() or spec or conversion):
-            raise ConfigurationError(
-                f"MYTHIC_CLIENTS_KV_KEYS: {template!r}: write {{column}}, a column's name and nothing else."
-            )
+            raise ConfigurationError(f"{template!r}: write {{column}}, a column's name and nothing else.")
     if all(column is None for _, column, _, _ in parsed):
         raise ConfigurationError(
-            f"MYTHIC_CLIENTS_KV_KEYS: {template!r} names no column, so all clients would share that key; "
+            f"{template!r} names no column, so all clients would share that key; "
             "write for example 'client:{id}'."
         )
     return tuple((literal, column) for literal, column, _, _ in parsed)

@@ -9,7 +9,7 @@ from flask import Flask, current_app
 
 from .auth import AdminKeys, VerifyKey
 from .cli import create_group
-from .config import PREFIX, Settings
+from .config import ADMIN_KEYS, KV_KEYS, Settings, naming
 from .entries import Entries, EntryFunction, EntryRule, KeyTemplates
 from .errors import ConfigurationError
 from .ports import ClientRepository, KeyValueStore
@@ -76,9 +76,9 @@ class MythicClients:
         app.extensions[_NAME] = service
         if self._verify_key is None and not settings.admin_keys:
             logger.warning(
-                "%sADMIN_KEYS is empty: every request is refused with 401. "
+                "%s is empty: every request is refused with 401. "
                 "Make a key with `flask mythic-clients create-key NAME`.",
-                PREFIX,
+                ADMIN_KEYS,
             )
 
     @property
@@ -92,10 +92,11 @@ class MythicClients:
     def _rule(self, app: Flask, settings: Settings) -> EntryRule:
         if self._entries is None:
             templates = KeyTemplates(settings.kv_keys)
-            self._repository.check_columns(templates.columns)
+            with naming(KV_KEYS):
+                self._repository.check_columns(templates.columns)
             return templates
-        if f"{PREFIX}KV_KEYS" in app.config:
+        if KV_KEYS in app.config:
             raise ConfigurationError(
-                f"{PREFIX}KV_KEYS and entries=… both say which entries a client owns: keep one of them."
+                f"{KV_KEYS} and entries=… both say which entries a client owns: keep one of them."
             )
         return EntryFunction(self._entries)

@@ -1,8 +1,8 @@
 """The wire contract as an OpenAPI document, for hosts that publish one."""
 
-from http import HTTPStatus
 from typing import Any
 
+from . import wire
 from .config import Settings
 from .errors import ClientInUseError, InvalidClientIdError, KeyValueStoreError
 from .model import CLIENT_ID
@@ -13,7 +13,7 @@ _TRUE, _BOOLEAN, _TEXT = {"const": True}, {"type": "boolean"}, {"type": "string"
 def openapi_document(url_prefix: str = Settings.url_prefix) -> dict[str, Any]:
     """Return an OpenAPI 3.1 document of the route; each call makes a new one, to be merged or changed.
 
-    `url_prefix` is the app's MYTHIC_CLIENTS_URL_PREFIX. What the host answers itself is not told: a path
+    `url_prefix` is where the app mounts the route. What the host answers itself is not told: a path
     that is not the route's (an id with a slash in it), and another method.
     """
     return {
@@ -64,13 +64,13 @@ def _operation() -> dict[str, Any]:
             "401": _error(
                 401,
                 "No key or a wrong key. This is checked before anything else.",
-                "Authentication required. Please provide a valid API token",
-                {"WWW-Authenticate": _header({**_TEXT, "pattern": '^Bearer realm="clients"'})},
+                wire.UNAUTHORIZED,
+                {"WWW-Authenticate": _header({**_TEXT, "pattern": f"^{wire.CHALLENGE}"})},
             ),
             "404": _error(
                 404,
                 "There is no such client, and nothing is pending for it.",
-                "The requested resource was not found",
+                wire.NOT_FOUND,
             ),
             "409": _error(
                 409,
@@ -80,7 +80,7 @@ def _operation() -> dict[str, Any]:
             "503": _error(
                 503,
                 "A store did not answer. What was begun is finished when the request is repeated.",
-                f"{KeyValueStoreError()} Repeat the request: that is safe, and finishes what was begun.",
+                f"{KeyValueStoreError()} {wire.REPEAT}",
                 {"Retry-After": _header({"type": "integer", "minimum": 0})},
             ),
         },
@@ -88,10 +88,7 @@ def _operation() -> dict[str, Any]:
 
 
 def _deleted() -> dict[str, Any]:
-    examples = {
-        name: {"value": {"success": True, "deleted": True, "hard": hard}}
-        for name, hard in (("soft", False), ("hard", True))
-    }
+    examples = {name: {"value": wire.deleted(hard)} for name, hard in (("soft", False), ("hard", True))}
     properties = {"success": _TRUE, "deleted": _TRUE, "hard": _BOOLEAN}
     return _response("The client is deleted; with `hard`, for good.", properties, examples, {})
 
@@ -99,9 +96,9 @@ def _deleted() -> dict[str, Any]:
 def _error(
     status: int, description: str, message: str, headers: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    error = HTTPStatus(status).phrase
-    properties = {"error": {"const": error}, "message": _TEXT, "code": {"const": status}}
-    examples = {"error": {"value": {"error": error, "message": message, "code": status}}}
+    body = wire.error(status, message)
+    properties = {name: {"const": value} for name, value in body.items()} | {"message": _TEXT}
+    examples = {"error": {"value": body}}
     return _response(description, properties, examples, headers or {})
 
 

@@ -68,13 +68,17 @@ class DeletionSteps(Protocol):
 class DeletionLedger(Protocol):
     """The deletion records, to read. Every method raises RepositoryError."""
 
-    def unfinished(
-        self, *, settled_before: datetime | None, after: DeletionRecord | None
-    ) -> Sequence[DeletionRecord]:
+    def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Return a page of pending records, oldest first; the empty page is the last.
 
-        Given a time, return records settled up to then and not verified instead. `after` is the last
-        record of the page before.
+        `after` is the last record of the page before, None for the first page.
+        """
+        ...
+
+    def due(self, *, settled_before: datetime, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        """Return a page of records that were settled up to that time and not verified, oldest first.
+
+        Pages go on as those of `pending` do.
         """
         ...
 

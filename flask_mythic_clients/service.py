@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Protocol
@@ -27,6 +28,10 @@ logger = logging.getLogger(__package__)
 
 class _Step(Protocol):
     def __call__(self, client_ids: Collection[str], /, *, wait: bool) -> Holding: ...
+
+
+class _PageAfter(Protocol):
+    def __call__(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]: ...
 
 
 def _now() -> datetime:
@@ -87,13 +92,14 @@ class DeletionService:
         A client whose entries the host cannot name is logged, left for the next time and counted as
         failed. Raises StoreError when a store is away: what is left stays pending.
         """
-        settled, left = self._sweep(self._settle, None)
-        verified, unverified = self._sweep(self._verify, self._clock() - self._verify_after)
-        return Reconciliation(settled, verified, len(left | unverified))
+        settled = self._sweep(self._settle, self._repository.pending)
+        due = partial(self._repository.due, settled_before=self._clock() - self._verify_after)
+        verified = self._sweep(self._verify, due)
+        return Reconciliation(settled.records, verified.records, len(settled.left | verified.left))
 
     def pending(self) -> Iterator[DeletionRecord]:
         """Iterate over the records the key-value store has not confirmed yet, oldest first."""
-        for page in self._pages(None):
+        for page in _pages(self._repository.pending):
             yield from page
 
     def backlog(self) -> Backlog:
@@ -124,25 +130,27 @@ class DeletionService:
 
     def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
         check_client_id(client_id)
-        hard = action is Action.HARD
-        change = Change(
-            client_id,
-            action,
-            actor,
-            self._clock(),
-            only_if_inactive=hard and self._guarded,
-        )
-        denied = hard and self._guard is HardDelete.DENY
-        changed = not denied and self._repository.record(change, self._entries)
+        recorded = self._record(action, client_id, actor)
         holding = self._settle([client_id])
-        if changed:
-            return
-        # Nothing was recorded: the row is absent or already so, or the guard held it back. What an
-        # earlier request left pending is finished by now.
+        if not recorded:
+            self._explain(action, client_id, holding)
+
+    def _record(self, action: Action, client_id: str, actor: str) -> bool:
+        guarded = self._guarded and action is Action.HARD
+        if guarded and self._guard is HardDelete.DENY:
+            return False
+        change = Change(client_id, action, actor, self._clock(), only_if_inactive=guarded)
+        return self._repository.record(change, self._entries)
+
+    def _explain(self, action: Action, client_id: str, holding: Holding) -> None:
+        """Raise where nothing was recorded because the row is absent, or because the guard held it back.
+
+        Where it already was as wished, that is success. What an earlier request left pending is finished.
+        """
         present = client_id in holding.clients
-        if hard and present and self._guarded:
-            raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES[self._guard])
-        if hard:
+        if action is Action.HARD:
+            if present and self._guarded:
+                raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES[self._guard])
             present = False  # it was absent a moment ago: a row there now is a newer client
         if not present and (not holding.records or action is Action.RESTORE):
             raise ClientNotFoundError(client_id)
@@ -175,7 +183,9 @@ class DeletionService:
         """Make the key-value store agree with the rows as they are now; return the keys removed."""
         if not holding.records:
             return set()
-        owned: dict[str, Entries] = {id: self._entries(client) for id, client in holding.clients.items()}
+        owned: dict[str, Entries] = {}
+        for id, client in holding.clients.items():
+            owned[id] = self._entries(client)
         remove: set[str] = set()
         overwrite: dict[str, Value] = {}
         for record in holding.records:
@@ -190,35 +200,44 @@ class DeletionService:
                     remove.add(key)
         return self._kv.apply(remove=remove, overwrite=overwrite)
 
-    def _pages(self, settled_before: datetime | None) -> Iterator[Sequence[DeletionRecord]]:
-        after = None
-        while page := self._repository.unfinished(settled_before=settled_before, after=after):
-            yield page
-            after = page[-1]
-
-    def _sweep(self, step: _Step, settled_before: datetime | None) -> tuple[int, set[str]]:
-        """Take the step for all clients with unfinished records; return records done, clients left."""
-        done, left = 0, set[str]()
+    def _sweep(self, step: _Step, page_after: _PageAfter) -> "_Swept":
+        """Take the step for all clients on the pages."""
+        swept = _Swept()
         # First what nobody holds, so that many reconcile side by side; then what its holder has not finished.
         for wait in (False, True):
-            for page in self._pages(settled_before):
-                if client_ids := sorted({record.client_id for record in page} - left):
-                    done += self._take(partial(step, wait=wait), client_ids, left)
-        return done, left
+            for page in _pages(page_after):
+                if client_ids := sorted({record.client_id for record in page} - swept.left):
+                    swept += self._take(partial(step, wait=wait), client_ids)
+        return swept
 
-    def _take(
-        self, step: Callable[[Sequence[str]], Holding], client_ids: Sequence[str], left: set[str]
-    ) -> int:
+    def _take(self, step: Callable[[Sequence[str]], Holding], client_ids: Sequence[str]) -> "_Swept":
         try:
-            return len(step(client_ids).records)
+            return _Swept(len(step(client_ids).records))
         except MythicClientsError:
             raise
         except Exception:  # the host's rule for entries failed: find out for whom, finish the others
             if len(client_ids) > 1:
-                return sum(self._take(step, [client_id], left) for client_id in client_ids)
+                return sum((self._take(step, [client_id]) for client_id in client_ids), _Swept())
             logger.exception("Client %s could not be reconciled.", client_ids[0])
-            left.update(client_ids)
-            return 0
+            return _Swept(left=frozenset(client_ids))
+
+
+@dataclass(frozen=True)
+class _Swept:
+    """How many records a step has done, and the clients it had to leave."""
+
+    records: int = 0
+    left: frozenset[str] = frozenset()
+
+    def __add__(self, other: "_Swept") -> "_Swept":
+        return _Swept(self.records + other.records, self.left | other.left)
+
+
+def _pages(page_after: _PageAfter) -> Iterator[Sequence[DeletionRecord]]:
+    after = None
+    while page := page_after(after=after):
+        yield page
+        after = page[-1]
 
 
 _GUARD_MESSAGES = {

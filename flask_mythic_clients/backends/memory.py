@@ -36,7 +36,12 @@ class MemoryStore:
             for key, value in overwrite.items():
                 if (entry := self._alive(key)) is not None:
                     self._entries[key] = (value, entry[1])
-            return {key for key in remove if self._alive(key) and self._entries.pop(key)}
+            found = set()
+            for key in remove:
+                if self._alive(key) is not None:
+                    del self._entries[key]
+                    found.add(key)
+            return found
 
     def get(self, key: str) -> Value | None:
         """Return the entry's value, or None."""
@@ -120,14 +125,18 @@ class MemoryRepository:
                 [replace(r, verified_at=at) for r in self._of(held) if _is_due(r, settled_before)],
             )
 
-    def unfinished(
-        self, *, settled_before: datetime | None, after: DeletionRecord | None
-    ) -> Sequence[DeletionRecord]:
-        """Fulfil `ports.DeletionLedger.unfinished`."""
+    def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.pending`."""
         with self._changed:
-            due = [r for r in self._records.values() if _is_due(r, settled_before)]
-        due.sort(key=_age)
-        return [r for r in due if after is None or _age(r) > _age(after)][:_PAGE]
+            found = [record for record in self._records.values() if record.settled_at is None]
+        return [record for record in found if after is None or record.id > after.id][:_PAGE]
+
+    def due(self, *, settled_before: datetime, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.due`."""
+        with self._changed:
+            found = [record for record in self._records.values() if _is_due(record, settled_before)]
+        found.sort(key=_age)
+        return [record for record in found if after is None or _age(record) > _age(after)][:_PAGE]
 
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
@@ -186,13 +195,13 @@ class MemoryRepository:
         return {id: Client(id, row.status, row) for id, row in rows.items()}
 
 
-def _is_due(record: DeletionRecord, settled_before: datetime | None) -> bool:
-    """Whether a record is pending or, given a time, settled up to then and not verified."""
-    if settled_before is None or record.settled_at is None:
-        return settled_before is None and record.settled_at is None
-    return record.verified_at is None and record.settled_at <= settled_before
+def _is_due(record: DeletionRecord, settled_before: datetime) -> bool:
+    """Whether a record was settled up to then and is not verified."""
+    return (
+        record.settled_at is not None and record.settled_at <= settled_before and record.verified_at is None
+    )
 
 
-def _age(record: DeletionRecord) -> tuple[bool, datetime, int]:
-    """Order settled records by when they were, pending ones by their ids."""
-    return (record.settled_at is not None, record.settled_at or datetime.min, record.id)
+def _age(record: DeletionRecord) -> tuple[datetime | None, int]:
+    """Order settled records by when they were."""
+    return (record.settled_at, record.id)

@@ -195,10 +195,10 @@ def _state(record: DeletionRecord) -> str:
     return "settled" if record.verified_at is None else "verified"
 
 
-def _walk(repository: ClientRepository, settled_before: datetime | None) -> list[DeletionRecord]:
+def _walk(page_after: Callable[..., Sequence[DeletionRecord]], **options: Any) -> list[DeletionRecord]:
     """Read all pages; stop at the first record that comes twice."""
     walked: list[DeletionRecord] = []
-    while page := repository.unfinished(settled_before=settled_before, after=walked[-1] if walked else None):
+    while page := page_after(after=walked[-1] if walked else None, **options):
         assert {record.id for record in page}.isdisjoint(record.id for record in walked)
         walked += page
     return walked

@@ -62,7 +62,7 @@ class ReadingContract(RepositoryFixtures):
         _settle(repository, acme, at=_at(1))
         held = _verify(repository, acme, at=_at(3), settled_before=_at(2)).records
         _record(repository, acme, _RESTORE)
-        (pending,) = repository.unfinished(settled_before=None, after=None)
+        (pending,) = repository.pending(after=None)
         times = [(r.requested_at, r.settled_at, r.verified_at) for r in (*held, *repository.history(acme))]
         found = [time for record in times for time in record if time is not None]
         found += [pending.requested_at, *filter(None, [repository.backlog().oldest])]
@@ -99,15 +99,15 @@ class ReadingContract(RepositoryFixtures):
         assert repository.backlog() == Backlog(0, None)
 
     def test_nothing_is_unfinished_at_first(self, repository: ClientRepository) -> None:
-        assert list(repository.unfinished(settled_before=None, after=None)) == []
-        assert list(repository.unfinished(settled_before=_at(0), after=None)) == []
+        assert list(repository.pending(after=None)) == []
+        assert list(repository.due(settled_before=_at(0), after=None)) == []
 
     def test_pages_hold_all_pending_records_once_in_order(
         self, repository: ClientRepository, add_client: AddClient
     ) -> None:
         recorded = self._record_many(repository, add_client)
-        assert _numbers(_walk(repository, None)) == recorded
-        assert _numbers(_walk(repository, _at(999))) == []
+        assert _numbers(_walk(repository.pending)) == recorded
+        assert _numbers(_walk(repository.due, settled_before=_at(999))) == []
 
     def test_pages_hold_all_unverified_records_once_in_order(
         self, repository: ClientRepository, add_client: AddClient
@@ -116,41 +116,41 @@ class ReadingContract(RepositoryFixtures):
         recorded = self._record_many(repository, add_client)
         for client_id, seconds in ((acme, 1_001), (zeta, 1_003)):
             _settle(repository, client_id, at=_at(seconds))
-        assert _numbers(_walk(repository, _at(1_000))) == []
-        assert len(_walk(repository, _at(1_001))) + len(_walk(repository, None)) < len(recorded)
-        assert {record.client_id for record in _walk(repository, _at(1_002))} == {acme}
-        assert {record.client_id for record in _walk(repository, None)} == {acme2}
+        assert _numbers(_walk(repository.due, settled_before=_at(1_000))) == []
+        due, pending = _walk(repository.due, settled_before=_at(1_001)), _walk(repository.pending)
+        assert len(due) + len(pending) < len(recorded)
+        assert {record.client_id for record in _walk(repository.due, settled_before=_at(1_002))} == {acme}
+        assert {record.client_id for record in _walk(repository.pending)} == {acme2}
         _settle(repository, acme2, at=_at(1_002))
-        walked = _walk(repository, _at(1_003))
+        walked = _walk(repository.due, settled_before=_at(1_003))
         assert sorted(_numbers(walked)) == recorded
         settled = [record.settled_at for record in walked if record.settled_at is not None]
         assert settled == sorted(settled)
-        assert _walk(repository, None) == []
+        assert _walk(repository.pending) == []
         _verify(repository, *self.ids, at=_at(1_010), settled_before=_at(1_002))
-        assert {record.client_id for record in _walk(repository, _at(1_003))} == {zeta}
+        assert {record.client_id for record in _walk(repository.due, settled_before=_at(1_003))} == {zeta}
         _verify(repository, zeta, at=_at(1_010), settled_before=_at(1_003))
-        assert _walk(repository, _at(2_000)) == []
+        assert _walk(repository.due, settled_before=_at(2_000)) == []
 
     def test_records_settled_at_the_same_time_are_on_pages_once(
         self, repository: ClientRepository, add_client: AddClient
     ) -> None:
         recorded = self._record_many(repository, add_client)
         _settle(repository, *self.ids, at=_at(1_001))
-        assert sorted(_numbers(_walk(repository, _at(1_001)))) == recorded
+        assert sorted(_numbers(_walk(repository.due, settled_before=_at(1_001)))) == recorded
 
     def test_no_record_is_missed_where_each_page_is_finished_before_the_next(
         self, repository: ClientRepository, add_client: AddClient
     ) -> None:
         self._record_many(repository, add_client)
-        for settled_before in (None, _at(1_001)):
-            after = None
-            while page := repository.unfinished(settled_before=settled_before, after=after):
-                clients = {record.client_id for record in page}
-                if settled_before is None:
-                    _settle(repository, *clients, at=_at(1_001))
-                else:
-                    _verify(repository, *clients, at=_at(1_010), settled_before=settled_before)
-                after = page[-1]
+        after = None
+        while page := repository.pending(after=after):
+            _settle(repository, *{record.client_id for record in page}, at=_at(1_001))
+            after = page[-1]
+        after, before = None, _at(1_001)
+        while page := repository.due(settled_before=before, after=after):
+            _verify(repository, *{record.client_id for record in page}, at=_at(1_010), settled_before=before)
+            after = page[-1]
         states = {state for client_id in self.ids for _, state in _states(repository, client_id)}
         assert states == {"verified"}
 

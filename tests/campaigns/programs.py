@@ -80,10 +80,11 @@ class Ports:
     ) -> Any:
         return self._holding("verify", tuple(client_ids), wait, at, settled_before)
 
-    def unfinished(
-        self, *, settled_before: datetime | None, after: DeletionRecord | None
-    ) -> Sequence[DeletionRecord]:
-        return self.ask("unfinished", settled_before, after)
+    def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        return self.ask("pending", after)
+
+    def due(self, *, settled_before: datetime, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        return self.ask("due", settled_before, after)
 
     def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
         return set(self.ask("apply", tuple(sorted(remove)), tuple(sorted(overwrite.items()))))

@@ -22,7 +22,8 @@ _FAULTS: Mapping[str, Sequence[str]] = {
     "record": (FAILS, UNANSWERED),
     "settle": (FAILS,),
     "verify": (FAILS,),
-    "unfinished": (FAILS,),
+    "pending": (FAILS,),
+    "due": (FAILS,),
     "commit": (FAILS, UNANSWERED),
     "apply": (FAILS, UNANSWERED, LATE, HALF),
 }
@@ -90,12 +91,16 @@ def leave(world: "World", operation: "Operation", error: BaseException | None) -
     operation.transaction = None
 
 
-def _unfinished(
-    world: "World", operation: "Operation", fault: str, before: datetime | None, after: DeletionRecord | None
+def _pending(world: "World", operation: "Operation", fault: str, after: DeletionRecord | None) -> Any:
+    return RepositoryError if fault else tuple(world.stores.repository.pending(after=after))
+
+
+def _due(
+    world: "World", operation: "Operation", fault: str, before: datetime, after: DeletionRecord | None
 ) -> Any:
     if fault:
         return RepositoryError
-    return tuple(world.stores.repository.unfinished(settled_before=before, after=after))
+    return tuple(world.stores.repository.due(settled_before=before, after=after))
 
 
 def _apply(world: "World", operation: "Operation", fault: str, *command: Any) -> Any:
@@ -143,7 +148,8 @@ STEPS: Mapping[str, Callable[..., Any]] = {
     "record": _record,
     "settle": _settle,
     "verify": _verify,
-    "unfinished": _unfinished,
+    "pending": _pending,
+    "due": _due,
     "apply": _apply,
     "commit": _commit,
     "roll back": _roll_back,

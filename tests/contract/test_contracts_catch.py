@@ -245,20 +245,16 @@ class LosesMicroseconds(MemoryRepository):
 
 @fails("test_records_settled_at_the_same_time_are_on_pages_once")
 class PagesByTimeAlone(MemoryRepository):
-    def unfinished(
-        self, *, settled_before: datetime | None, after: DeletionRecord | None
-    ) -> Sequence[DeletionRecord]:
-        if after is not None and after.settled_at is not None:
+    def due(self, *, settled_before: datetime, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        if after is not None:
             after = replace(after, id=len(self._records))
-        return super().unfinished(settled_before=settled_before, after=after)
+        return super().due(settled_before=settled_before, after=after)
 
 
 @fails("test_pages_hold_all_pending_records_once_in_order")
 class PagesWithoutEnd(MemoryRepository):
-    def unfinished(
-        self, *, settled_before: datetime | None, after: DeletionRecord | None
-    ) -> Sequence[DeletionRecord]:
-        return super().unfinished(settled_before=settled_before, after=None)
+    def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        return super().pending(after=None)
 
 
 JOIN_STORE = """

@@ -12,12 +12,13 @@ import pytest
 import requests
 
 from flask_mythic_clients.auth import create_key, digest
-from flask_mythic_clients.config import PREFIX, Settings
+from flask_mythic_clients.config import Settings
 
 from ..hosts import KeyValue
 from .conftest import ROOT, Example
 
 README = (ROOT / "README.md").read_text()
+PREFIX = "MYTHIC_CLIENTS_"
 BLOCKS = [
     (language, re.sub(r"^   ", "", text, flags=re.MULTILINE) if indent else text)
     for indent, language, text in re.findall(r"^( *)```(\w+)\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)

@@ -73,7 +73,7 @@ def test_a_pool_that_has_no_connection_left_is_a_503(
 def test_on_sqlite_a_writer_gives_up_on_a_turn_that_does_not_come(
     empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_mythic_clients.backends.sqlalchemy.repository._TURN_SECONDS", 0.3)
+    monkeypatch.setattr("flask_mythic_clients.backends.sqlalchemy.dialects.sqlite._TURN_SECONDS", 0.3)
     with make_scene(empty_database("sqlite"), empty_kv("memory")) as scene, ThreadPoolExecutor(1) as other:
         scene.add("acme")
         scene.add("other")

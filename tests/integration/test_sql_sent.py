@@ -207,6 +207,7 @@ def test_mariadb_gets_two_statements_for_each_step(
     stamp = [
         f"SELECT .* FROM client_deletions .* FOR UPDATE{wait}$",
         "UPDATE client_deletions SET settled_at",
+        "SELECT .* FROM client_deletions WHERE client_deletions.id IN",
     ]
     step_2 = [*begin, *stamp, "SELECT .* FROM clients", "KV", "COMMIT"]
     _matches(log, [*begin, insert, change, "COMMIT", *step_2])
@@ -244,7 +245,8 @@ def test_reconcile_first_takes_what_nobody_holds(
         "SELECT .* FROM client_deletions .* IS NULL$",
     ]
     lock = {"postgresql": [], "mariadb": ["SELECT .* FOR UPDATE WAIT 1$"]}[database]
-    stamp = [*free, *lock, "UPDATE client_deletions SET settled_at"]
+    read = {"postgresql": [], "mariadb": ["SELECT .* FROM client_deletions WHERE .*id IN"]}[database]
+    stamp = [*free, *lock, "UPDATE client_deletions SET settled_at", *read]
     page = [*begin, "SELECT .* FROM client_deletions .* LIMIT", "COMMIT"]
     settle = [*begin, *stamp, "SELECT .* FROM clients", "KV", "COMMIT"]
     # Page and page after it, once leaving what is held and once waiting for it; then what is to be verified.

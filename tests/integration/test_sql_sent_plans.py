@@ -80,8 +80,9 @@ def test_a_page_of_a_large_backlog_is_not_sorted(
         _fill(scene, finished=FEW, pending=MANY, unverified=MANY)
         repository = SQLAlchemyRepository(scene.host.db, scene.host.model)
         with scene.host.flask.app_context():
-            for settled_before in (None, datetime.now(UTC)):
-                look = partial(repository.unfinished, settled_before=settled_before, after=None)
+            due = partial(repository.due, settled_before=datetime.now(UTC))
+            for page in (repository.pending, due):
+                look = partial(page, after=None)
                 ((statement, parameters),) = _statements(scene, lambda _, look=look: look())
                 nodes = {node["Node Type"] for node in _plan(scene, statement, parameters)}
                 assert "Limit" in nodes

@@ -394,13 +394,13 @@ def test_reconcile_looks_for_what_is_due_and_for_nothing_younger() -> None:
     world = World()
     asked = []
 
-    def unfinished(**options: Any) -> list[DeletionRecord]:
+    def due(**options: Any) -> list[DeletionRecord]:
         asked.append(options["settled_before"])
         return []
 
-    world.rows.unfinished = unfinished  # type: ignore[method-assign,assignment]
+    world.rows.due = due  # type: ignore[method-assign,assignment]
     world.service.reconcile()
-    assert set(asked) == {None, world.clock.now - WINDOW}
+    assert set(asked) == {world.clock.now - WINDOW}
 
 
 def test_each_client_whose_entries_came_back_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

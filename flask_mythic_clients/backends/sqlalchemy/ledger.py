@@ -1,7 +1,6 @@
 """The ledger table `client_deletions`, and what is read from it."""
 
 from collections.abc import Collection
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,22 +12,9 @@ from sqlalchemy.orm import Session
 from ...errors import ConfigurationError
 from ...model import Action, Backlog, DeletionRecord
 from ...ports import Clock
+from .dialects import Dialect
 
 _PAGE = 100
-
-# How long a settler waits for whoever holds a record of its clients. A key-value store that hangs makes a
-# queue, in which each holds a connection of the host's pool; those who wait longer get their 503.
-_MARIADB_WAIT = "WAIT 1"  # whole seconds only
-_POSTGRESQL_WAIT = "1250ms"  # more than its deadlock_timeout, or a deadlock would never be found out
-
-# A condition of the UPDATE that is always true, and is computed once, before a row is locked: so it needs no
-# round trip of its own. No wait for the disk at commit: a stamp that a crash loses is only made again.
-_LOCAL_SETTINGS = sa.select(
-    sa.func.concat(
-        sa.func.set_config("lock_timeout", _POSTGRESQL_WAIT, True),
-        sa.func.set_config("synchronous_commit", "off", True),
-    )
-).scalar_subquery()
 
 # Whose ledger a table is. Not in `Table.info`: Alembic writes that into the migrations it generates.
 _models: WeakKeyDictionary[sa.Table, type] = WeakKeyDictionary()
@@ -82,81 +68,73 @@ class Ledger:
         self._pending = table.c.verified_at.is_(None) & table.c.settled_at.is_(None)
 
     def settle(
-        self, session: Session, client_ids: Collection[str], clock: Clock, wait: bool
+        self, session: Session, dialect: Dialect, client_ids: Collection[str], clock: Clock, wait: bool
     ) -> list[DeletionRecord]:
         """Lock and stamp the pending records of the clients; waits for whoever holds one, or leaves it."""
-        of_clients = self.table.c.client_id.in_(client_ids)
-        return self._stamp(session, of_clients & self.table.c.settled_at.is_(None), "settled_at", clock, wait)
+        pending = self.table.c.client_id.in_(client_ids) & self.table.c.settled_at.is_(None)
+        return self._stamp(session, dialect, pending, "settled_at", clock, wait)
 
     def verify(
         self,
         session: Session,
+        dialect: Dialect,
         client_ids: Collection[str],
         at: datetime,
         settled_before: datetime,
         wait: bool,
     ) -> list[DeletionRecord]:
         """Lock and stamp the clients' settled records that nobody has verified."""
-        due = self.table.c.client_id.in_(client_ids) & self._unverified(settled_before)
-        return self._stamp(session, due, "verified_at", lambda: at, wait)
+        due = self.table.c.client_id.in_(client_ids) & self._due(settled_before)
+        return self._stamp(session, dialect, due, "verified_at", lambda: at, wait)
 
-    def unfinished(
-        self, session: Session, settled_before: datetime | None, after: DeletionRecord | None
+    def pending(self, session: Session, after: DeletionRecord | None) -> list[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.pending`."""
+        query = self._page(self._pending)
+        return _records(session, query if after is None else query.where(self.table.c.id > after.id))
+
+    def due(
+        self, session: Session, settled_before: datetime, after: DeletionRecord | None
     ) -> list[DeletionRecord]:
-        """Fulfil `ports.DeletionLedger.unfinished`."""
-        c = self.table.c
-        due = self._pending if settled_before is None else self._unverified(settled_before)
-        query = sa.select(self.table).where(due).order_by(c.verified_at, c.settled_at, c.id).limit(_PAGE)
-        if after is not None and after.settled_at is None:
-            query = query.where(c.id > after.id)
-        elif after is not None:
+        """Fulfil `ports.DeletionLedger.due`."""
+        query, c = self._page(self._due(settled_before)), self.table.c
+        if after is not None:
             query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
-        return [_record(row) for row in session.execute(query)]
+        return _records(session, query)
 
     def history(self, session: Session, client_id: str) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
-        query = sa.select(self.table).where(self.table.c.client_id == client_id).order_by(self.table.c.id)
-        return [_record(row) for row in session.execute(query)]
+        c = self.table.c
+        return _records(session, sa.select(self.table).where(c.client_id == client_id).order_by(c.id))
 
     def backlog(self, session: Session) -> Backlog:
         """Fulfil `ports.DeletionLedger.backlog`."""
         query = sa.select(sa.func.count(), sa.func.min(self.table.c.requested_at)).where(self._pending)
         pending, oldest = session.execute(query).one()
-        return Backlog(pending, _utc(oldest))
+        return Backlog(pending, oldest and _utc(oldest))
 
-    def _unverified(self, settled_before: datetime) -> sa.ColumnElement[bool]:
+    def _due(self, settled_before: datetime) -> sa.ColumnElement[bool]:
         return self.table.c.verified_at.is_(None) & (self.table.c.settled_at <= settled_before)
 
-    def take_write_lock(self, session: Session) -> None:
-        """On SQLite, wait for the write lock; elsewhere rows are locked, and this does nothing."""
-        if session.get_bind().dialect.name == "sqlite":
-            session.execute(sa.update(self.table).where(self.table.c.id == 0).values(actor=""))  # no such
+    def _page(self, where: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        c = self.table.c
+        # The order of the index, also where its first columns are all null.
+        return sa.select(self.table).where(where).order_by(c.verified_at, c.settled_at, c.id).limit(_PAGE)
 
     def _stamp(
-        self, session: Session, where: sa.ColumnElement[bool], column: str, clock: Clock, wait: bool
+        self,
+        session: Session,
+        dialect: Dialect,
+        where: sa.ColumnElement[bool],
+        column: str,
+        clock: Clock,
+        wait: bool,
     ) -> list[DeletionRecord]:
-        """Lock the records, read the clock, and stamp them.
-
-        PostgreSQL waits inside the UPDATE, but stamps no record that was made after that began.
-        """
-        name = session.get_bind().dialect.name
-        self.take_write_lock(session)
+        """Lock the records, read the clock, and stamp them."""
+        dialect.lock(session, self.table)
         if not wait:
             # By their ids: MariaDB also waits for records that it only comes across, by another index.
             where = self.table.c.id.in_(self._lock_what_is_free(session, where))
-        if name in ("postgresql", "sqlite"):
-            update = sa.update(self.table).where(where).values({column: clock()}).returning(self.table)
-            if name == "postgresql":
-                update = update.where(_LOCAL_SETTINGS.is_not(None))
-            return sorted((_record(row) for row in session.execute(update)), key=lambda record: record.id)
-        query = sa.select(self.table).where(where).order_by(self.table.c.id).with_for_update()
-        query = query.suffix_with(_MARIADB_WAIT, dialect="mariadb")
-        records = [_record(row) for row in session.execute(query)]
-        stamp: dict[str, Any] = {column: clock()}
-        if records:
-            by_id = self.table.c.id.in_([record.id for record in records])
-            session.execute(sa.update(self.table).where(by_id).values(stamp))
-        return [replace(record, **stamp) for record in records]
+        return list(map(_record, dialect.stamp(session, self.table, where, column, clock)))
 
     def _lock_what_is_free(self, session: Session, where: sa.ColumnElement[bool]) -> list[int]:
         """Lock records that nobody holds; return those of clients of which nobody else holds one.
@@ -173,22 +151,26 @@ class Ledger:
         return [id for id, client_id in every if client_id not in disputed]
 
 
+def _records(session: Session, query: sa.Select[Any]) -> list[DeletionRecord]:
+    return list(map(_record, session.execute(query)))
+
+
 def _record(row: sa.Row[Any]) -> DeletionRecord:
+    keys = row.kv_keys
+    if None in keys:  # a template whose column was null wrote a null
+        keys = [key for key in keys if key is not None]
     return DeletionRecord(
         id=row.id,
         client_id=row.client_id,
         action=Action(row.action),
         actor=row.actor,
-        # A template whose column was null wrote a null.
-        kv_keys=tuple(key for key in row.kv_keys if key is not None),
+        kv_keys=tuple(keys),
         requested_at=_utc(row.requested_at),
-        settled_at=_utc(row.settled_at),
-        verified_at=_utc(row.verified_at),
+        settled_at=row.settled_at and _utc(row.settled_at),
+        verified_at=row.verified_at and _utc(row.verified_at),
     )
 
 
-def _utc(time: Any) -> Any:
-    """Return a time as aware UTC; SQLite and MariaDB keep it without its zone. None stays None."""
-    if time is None or time.tzinfo is not None:
-        return time and time.astimezone(UTC)
-    return time.replace(tzinfo=UTC)
+def _utc(time: datetime) -> datetime:
+    """Return a time as aware UTC; SQLite and MariaDB keep it without its zone."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

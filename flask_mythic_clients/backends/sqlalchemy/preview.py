@@ -8,12 +8,15 @@ from sqlalchemy.orm import Mapper, Session
 
 from ...entries import EntryRule
 from ...model import Client, Dependent, Preview
+from .dialects import Dialect
 from .rows import ClientRows
 
 
-def preview(session: Session, rows: ClientRows, client_id: str, entries: EntryRule) -> Preview | None:
+def preview(
+    session: Session, rows: ClientRows, dialect: Dialect, client_id: str, entries: EntryRule
+) -> Preview | None:
     """Fulfil `ports.ClientDirectory.preview`."""
-    client = rows.read(session, [client_id]).get(client_id)
+    client = rows.read(session, [client_id], dialect).get(client_id)
     if client is None:
         return None
     names = rows.mapper.columns.keys()

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Mapper, Session, lazyload
 from ...entries import KeyTemplates
 from ...errors import ConfigurationError
 from ...model import Action, Change, Client
+from .dialects import Dialect
 
 _PAGE = 1000
 _PLAIN_TYPES = {
@@ -59,7 +60,7 @@ class ClientRows:
                 f"{model.__name__}.{id} is neither the primary key nor unique, but one id must name one row."
             )
         # Any whole number may be asked for, also one that the column cannot hold.
-        self._key_type = sa.BigInteger() if isinstance(self.id.type, sa.Integer) else self.id.type
+        self.key_type = sa.BigInteger() if isinstance(self.id.type, sa.Integer) else self.id.type
 
     def column(self, name: str) -> sa.Column[Any]:
         """Return the column that a key template means; `id` is the client's id, whatever its name."""
@@ -70,22 +71,22 @@ class ClientRows:
         for name in names:
             if name not in self.mapper.columns:
                 raise ConfigurationError(
-                    f"MYTHIC_CLIENTS_KV_KEYS names {{{name}}}, but {self.model.__name__} has no such column; "
+                    f"A template names {{{name}}}, but {self.model.__name__} has no such column; "
                     f"it has {self._names()}."
                 )
 
-    def is_plain(self, name: str, dialect: sa.Dialect) -> bool:
+    def is_plain(self, name: str, dialect: Dialect) -> bool:
         """Whether SQL and Python write and compare the column's value in the same way."""
         column = self.column(name)
         type_ = column.type
         if column.table is not self.id.table:
             return False  # computed, not stored
         if isinstance(type_, sa.Uuid):
-            return dialect.name == "postgresql"
+            return dialect.uuid_is_text
         # Exactly these: a subclass may be padded, ignore case, or be filled with zeros.
         return type(type_) in _PLAIN_TYPES and getattr(type_, "collation", None) is None
 
-    def key_of(self, client_id: str, dialect: sa.Dialect) -> Any:
+    def key_of(self, client_id: str, dialect: Dialect) -> Any:
         """Return a client's id as its column takes it; None where no row can have it.
 
         `007` is not the id of client 7: one client has one id.
@@ -93,7 +94,7 @@ class ClientRows:
         type_ = self.id.type
         try:
             if isinstance(type_, sa.TypeDecorator):
-                if process := type_.bind_processor(dialect):
+                if process := type_.bind_processor(dialect.sqlalchemys):
                     process(client_id)  # a host's own type may refuse it
                 return client_id
             if isinstance(type_, sa.Uuid):
@@ -106,41 +107,44 @@ class ClientRows:
             return None
         return client_id
 
-    def applies(self, change: Change, dialect: sa.Dialect) -> sa.ColumnElement[bool]:
-        """Return `Change.applies_to` in SQL, for the row of the change's client."""
-        key = self.key_of(change.client_id, dialect)
-        conditions: list[sa.ColumnElement[bool]] = [self.id == sa.literal(key, self._key_type)]
-        if dialect.name in ("mysql", "mariadb") and isinstance(key, str):
-            # Their usual collations ignore case, and find "Acme" where "acme" is asked for.
-            # As text first: so it is in the character set of the connection, as the literal is.
-            text = sa.cast(self.id, sa.CHAR)
-            conditions.append(sa.cast(text, sa.LargeBinary) == sa.cast(sa.literal(key), sa.LargeBinary))
+    def applies(self, key: sa.ColumnElement[Any], change: Change, dialect: Dialect) -> sa.ColumnElement[bool]:
+        """Return `Change.applies_to` in SQL, for the row of that key."""
+        same = dialect.same(self.id, key)
         if change.action is Action.SOFT:
-            conditions.append(self.status.is_(True))
-        elif change.action is Action.RESTORE or change.only_if_inactive:
-            conditions.append(self.status.is_not(True))
-        return sa.and_(*conditions)
+            return same & self.status.is_(True)
+        if change.action is Action.RESTORE or change.only_if_inactive:
+            return same & self.status.is_not(True)
+        return same
 
     def kv_keys(
-        self, source: sa.FromClause, templates: KeyTemplates, dialect: sa.Dialect
+        self, source: sa.FromClause, templates: KeyTemplates, dialect: Dialect
     ) -> sa.ColumnElement[Any]:
         """Return the JSON array of a row's keys in SQL; a null column makes a null in it."""
-        array = sa.func.json_build_array if dialect.name == "postgresql" else sa.func.json_array
-        return array(*(reduce(add, self._texts(source, parts)) for parts in templates.parts))
+        return dialect.json_array(*(reduce(add, self._texts(source, parts)) for parts in templates.parts))
 
     def read(
-        self, session: Session, client_ids: Collection[str], lock: Literal["share", "update"] | None = None
+        self,
+        session: Session,
+        client_ids: Collection[str],
+        dialect: Dialect,
+        lock: Literal["share", "update"] | None = None,
     ) -> dict[str, Client]:
         """Return id → client for those that exist."""
-        dialect = session.get_bind().dialect
-        keys = [key for id in client_ids if (key := self.key_of(id, dialect)) is not None]
-        asked = sa.bindparam(None, keys, self._key_type)
+        keys = []
+        for id in client_ids:
+            if (key := self.key_of(id, dialect)) is not None:
+                keys.append(key)
+        asked = sa.bindparam(None, keys, self.key_type)
         query: sa.Select[Any] = sa.select(self.model).where(self.id.in_(asked)).options(lazyload("*"))
         if lock is not None:
             # Not what else the model loads: PostgreSQL locks no outer join, and the row alone is to be held.
             query = query.with_for_update(read=lock == "share", of=self.mapper.tables)
-        clients = (self.client(row) for row in session.scalars(query))
-        return {client.id: client for client in clients if client.id in client_ids}
+        found = {}
+        for row in session.scalars(query):
+            client = self.client(row)
+            if client.id in client_ids:
+                found[client.id] = client
+        return found
 
     def page(self, session: Session, after: Client | None) -> list[Client]:
         """Return the next clients in the order of their ids; none after the last."""

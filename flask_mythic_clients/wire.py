@@ -1,0 +1,51 @@
+"""The wire contract's answers: each status, error and message, read by the views and the OpenAPI document."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+from .errors import (
+    ClientNotFoundError,
+    ConstraintError,
+    HardDeleteRefusedError,
+    InvalidClientIdError,
+    MythicClientsError,
+    StoreError,
+)
+
+Body: TypeAlias = dict[str, Any]
+
+NO_STORE: Mapping[str, str] = {"Cache-Control": "no-store"}
+CHALLENGE = 'Bearer realm="clients"'
+INVALID_TOKEN = f'{CHALLENGE}, error="invalid_token"'  # RFC 6750, 3.1: only where a token was sent
+
+UNAUTHORIZED = "Authentication required. Please provide a valid API token"
+NOT_FOUND = "The requested resource was not found"
+HARD_FLAGS: Mapping[tuple[str, ...], bool] = {(): False, ("false",): False, ("true",): True}
+"""All values of the query parameter `hard`, in their order → what they mean."""
+HARD_FLAG = "The query parameter 'hard' must be 'true' or 'false', and given once at the most."
+REPEAT = "Repeat the request: that is safe, and finishes what was begun."
+
+
+def deleted(hard: bool) -> Body:
+    """Return the body of a 200."""
+    return {"success": True, "deleted": True, "hard": hard}
+
+
+def error(status: int, message: str) -> Body:
+    """Return the body of an error; its name is the status's phrase (RFC 9110)."""
+    return {"error": HTTPStatus(status).phrase, "message": message, "code": status}
+
+
+def refusal(raised: MythicClientsError) -> Body:
+    """Return the body that tells of an error of ours."""
+    match raised:
+        case InvalidClientIdError():
+            return error(400, str(raised))
+        case ClientNotFoundError():
+            return error(404, NOT_FOUND)
+        case ConstraintError() | HardDeleteRefusedError():
+            return error(409, str(raised))
+        case StoreError():
+            return error(503, f"{raised} {REPEAT}")
+    raise raised
