@@ -1,15 +1,17 @@
 """Delete clients from a database and a key-value store: reversible by default, permanent on demand."""
 
 from .errors import (
+    ChangeRefusedError,
     ClientError,
     ClientInUseError,
     ClientNotFoundError,
     ConfigurationError,
     ConstraintError,
+    DatabaseRefusedError,
     HardDeleteForbiddenError,
-    HardDeleteRefusedError,
     InvalidClientIdError,
     KeyValueStoreError,
+    MappingError,
     MythicClientsError,
     RepositoryError,
     StoreError,
@@ -20,16 +22,18 @@ from .openapi import openapi_document
 from .signals import client_hard_deleted, client_restored, client_soft_deleted
 
 __all__ = [
+    "ChangeRefusedError",
     "ClientError",
     "ClientInUseError",
     "ClientNotFoundError",
     "ConfigurationError",
     "ConstraintError",
+    "DatabaseRefusedError",
     "DeletionRecord",
     "HardDeleteForbiddenError",
-    "HardDeleteRefusedError",
     "InvalidClientIdError",
     "KeyValueStoreError",
+    "MappingError",
     "MythicClients",
     "MythicClientsError",
     "RepositoryError",

@@ -6,15 +6,18 @@
     ├── ConfigurationError            refused at start-up; the message names the key and the fix
     ├── InvalidClientIdError          the id can be no client's
     ├── ClientNotFoundError           no such client, and nothing pending for it
-    ├── ConstraintError               a constraint of the database forbids a soft delete or a restore
-    ├── HardDeleteRefusedError        nothing has changed in either store
-    │   ├── ClientInUseError              other rows forbid it (a foreign key)
-    │   └── HardDeleteForbiddenError      the hard-delete guard forbids it
+    ├── ChangeRefusedError            something forbids it; nothing has changed in either store
+    │   ├── ClientInUseError              other rows (a foreign key)
+    │   ├── ConstraintError               another constraint of the database
+    │   ├── DatabaseRefusedError          a trigger, a rule or a policy, also one that only kept the row
+    │   ├── MappingError                  the host's mapping
+    │   └── HardDeleteForbiddenError      the hard-delete guard
     └── StoreError                    a store did not confirm; the same call again is safe
         ├── RepositoryError               the database
         └── KeyValueStoreError            the key-value store
 
-A docstring is its class's default message.
+A docstring is its class's default message. No message quotes a driver, which may quote a client's keys and
+values; nor does a cause, which is a `ForeignError`.
 """
 
 
@@ -45,19 +48,27 @@ class ClientNotFoundError(ClientError):
     """There is no such client, and nothing is pending for it."""
 
 
-class ConstraintError(ClientError):
-    """A constraint of the database forbids this change of the client."""
+class ChangeRefusedError(ClientError):
+    """Something forbids this change of the client."""
 
 
-class HardDeleteRefusedError(ClientError):
-    """The client cannot be removed for good."""
-
-
-class ClientInUseError(HardDeleteRefusedError):
+class ClientInUseError(ChangeRefusedError):
     """Other rows refer to this client, and a foreign key forbids its removal."""
 
 
-class HardDeleteForbiddenError(HardDeleteRefusedError):
+class ConstraintError(ChangeRefusedError):
+    """A constraint of the database forbids this change of the client."""
+
+
+class DatabaseRefusedError(ChangeRefusedError):
+    """A trigger, a rule or a policy of the database forbids this change of the client."""
+
+
+class MappingError(ChangeRefusedError):
+    """The mapping of the model forbids this change of the client."""
+
+
+class HardDeleteForbiddenError(ChangeRefusedError):
     """The hard-delete guard of this service forbids the removal."""
 
 
@@ -66,7 +77,7 @@ class StoreError(MythicClientsError):
 
     @property
     def cause(self) -> str:
-        """The first line of what the driver said; empty where it said nothing."""
+        """What the driver raised, in a line; empty where no driver did."""
         return str(self.__cause__ or "").partition("\n")[0]
 
 
@@ -76,3 +87,18 @@ class RepositoryError(StoreError):
 
 class KeyValueStoreError(StoreError):
     """The key-value store did not confirm: the entries may or may not have been changed."""
+
+
+class ForeignError(Exception):
+    """What code that is not ours raised, and where, without its text: that may hold a client's values."""
+
+    def __init__(self, told: str, kind: type[BaseException]) -> None:
+        super().__init__(told)
+        self.kind = kind
+
+    @classmethod
+    def told(cls, error: BaseException, *details: object) -> "ForeignError":
+        """Tell an error by its class, and by details that are known to hold no value of a client."""
+        kind = type(error)
+        shown = [f"{kind.__module__}.{kind.__qualname__}", *filter(None, map(str, details))]
+        return cls(" ".join(shown), kind).with_traceback(error.__traceback__)

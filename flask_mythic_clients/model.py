@@ -1,8 +1,8 @@
-"""The nouns that pass between the layers; all frozen."""
+"""The nouns that pass between the layers; all frozen. None shows a client's keys or values in its repr."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -41,7 +41,7 @@ class Client:
 
     id: str
     active: bool
-    row: Any
+    row: Any = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,6 @@ class Change:
     client_id: str
     action: Action
     actor: str
-    requested_at: datetime
     only_if_inactive: bool = False
 
     def applies_to(self, client: Client) -> bool:
@@ -67,13 +66,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class DeletionRecord:
-    """A line of the ledger; pending while `settled_at` is None. Times are aware, in UTC."""
+    """A line of the ledger; pending while `settled_at` is None. Times are the repository's, aware, in UTC."""
 
     id: int
     client_id: str
     action: Action
     actor: str
-    kv_keys: tuple[str, ...]
+    kv_keys: tuple[str, ...] = field(repr=False)
     requested_at: datetime
     settled_at: datetime | None = None
     verified_at: datetime | None = None
@@ -112,9 +111,9 @@ class Preview:
     """What a hard delete would meet: the row, its dependents and the keys that would go."""
 
     client: Client
-    columns: Mapping[str, Any]
+    columns: Mapping[str, Any] = field(repr=False)
     dependents: tuple[Dependent, ...]
-    kv_keys: tuple[str, ...]
+    kv_keys: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

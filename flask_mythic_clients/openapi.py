@@ -74,8 +74,8 @@ def _operation() -> dict[str, Any]:
             ),
             "409": _error(
                 409,
-                "Other rows or a constraint forbid the change, or this service forbids the removal.",
-                str(ClientInUseError("")),
+                "The database, the host's mapping or this service forbids the change; nothing has changed.",
+                f"{ClientInUseError('')} Look at orders.client_id.",
             ),
             "503": _error(
                 503,
@@ -88,7 +88,7 @@ def _operation() -> dict[str, Any]:
 
 
 def _deleted() -> dict[str, Any]:
-    examples = {name: {"value": wire.deleted(hard)} for name, hard in (("soft", False), ("hard", True))}
+    examples = {name: {"value": wire.DELETED[hard]} for name, hard in (("soft", False), ("hard", True))}
     properties = {"success": _TRUE, "deleted": _TRUE, "hard": _BOOLEAN}
     return _response("The client is deleted; with `hard`, for good.", properties, examples, {})
 

@@ -3,16 +3,13 @@
 `flask_mythic_clients.testing` holds the contracts in executable form.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
-from typing import Protocol, TypeAlias
+from datetime import timedelta
+from typing import Protocol
 
 from .entries import EntryRule, Value
 from .model import Backlog, Change, Client, DeletionRecord, Holding, Preview
-
-Clock: TypeAlias = Callable[[], datetime]
-"""Tells the time, aware, in UTC."""
 
 
 class KeyValueStore(Protocol):
@@ -29,7 +26,11 @@ class KeyValueStore(Protocol):
 
 
 class DeletionSteps(Protocol):
-    """The steps of a deletion (README, "How it works"). Every method raises RepositoryError."""
+    """The steps of a deletion (README, "How it works"). Every method raises RepositoryError.
+
+    All times are the database's own, taken by the statement that writes or compares them: those who call have
+    clocks of their own, which differ by minutes.
+    """
 
     def record(self, change: Change, entries: EntryRule) -> bool:
         """Change the client's row and insert its deletion record, both or neither.
@@ -40,27 +41,25 @@ class DeletionSteps(Protocol):
         """
         ...
 
-    def settle(
-        self, client_ids: Collection[str], *, clock: Clock, wait: bool = True
-    ) -> AbstractContextManager[Holding]:
+    def settle(self, client_ids: Collection[str], *, wait: bool = True) -> AbstractContextManager[Holding]:
         """Hold every pending record of the clients; leaving the block stamps them as settled.
 
-        Waits for whoever holds one of them, and may give up after some time. The clock is read after
-        that, for no record may seem settled before it was made: its time to be verified would come too
-        early. Then the clients are read, as they are now; all of them, also where nothing is pending.
+        Waits for whoever holds one of them, and may give up after some time. No record may seem settled
+        before it was made: its time to be verified would come too early. Once the records are held, the
+        clients are read, as they are now; all of them, also where nothing is pending.
         Without `wait`, a client of which another holds a record is left out, with all its records.
         An exception in the block leaves the records pending.
         """
         ...
 
     def verify(
-        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime, wait: bool = True
+        self, client_ids: Collection[str], *, settled_for: timedelta, wait: bool = True
     ) -> AbstractContextManager[Holding]:
-        """Hold the clients' settled, unverified records; leaving the block stamps them as verified.
+        """Hold the clients' records that are due; leaving the block stamps them as verified.
 
-        Until then no newer change of these clients can be settled: it waits, at its step 1 or its step 2.
-        Otherwise a verifier that read a row and then paused would put the old value back. `wait` means
-        what it means for `settle`.
+        Due is what has been settled for at least that long and was not verified. Until then no newer change
+        of these clients can be settled: it waits, at its step 1 or its step 2. Otherwise a verifier that read
+        a row and then paused would put the old value back. `wait` means what it means for `settle`.
         """
         ...
 
@@ -75,8 +74,8 @@ class DeletionLedger(Protocol):
         """
         ...
 
-    def due(self, *, settled_before: datetime, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
-        """Return a page of records that were settled up to that time and not verified, oldest first.
+    def due(self, *, settled_for: timedelta, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        """Return a page of records to be verified: settled for at least that long; longest first.
 
         Pages go on as those of `pending` do.
         """

@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Protocol
 
 from .entries import Entries, EntryRule, Value
-from .errors import ClientNotFoundError, HardDeleteForbiddenError, MythicClientsError
+from .errors import ClientNotFoundError, ForeignError, HardDeleteForbiddenError, MythicClientsError
 from .model import (
     Action,
     Backlog,
@@ -21,7 +21,7 @@ from .model import (
     Reconciliation,
     check_client_id,
 )
-from .ports import ClientRepository, Clock, KeyValueStore
+from .ports import ClientRepository, KeyValueStore
 
 logger = logging.getLogger(__package__)
 
@@ -32,10 +32,6 @@ class _Step(Protocol):
 
 class _PageAfter(Protocol):
     def __call__(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]: ...
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 class DeletionService:
@@ -54,7 +50,6 @@ class DeletionService:
         guard: HardDelete = HardDelete.ALLOW,
         verify_after: timedelta = timedelta(seconds=60),
         on_settled: Callable[[DeletionRecord], None] = lambda _: None,
-        clock: Clock = _now,
     ) -> None:
         self._repository = repository
         self._kv = kv
@@ -63,7 +58,6 @@ class DeletionService:
         self._guarded = guard is not HardDelete.ALLOW
         self._verify_after = verify_after
         self._on_settled = on_settled
-        self._clock = clock
 
     def soft_delete(self, client_id: str, *, actor: str) -> None:
         """Set the client's status to false; a client that already is deleted is success.
@@ -93,7 +87,7 @@ class DeletionService:
         failed. Raises StoreError when a store is away: what is left stays pending.
         """
         settled = self._sweep(self._settle, self._repository.pending)
-        due = partial(self._repository.due, settled_before=self._clock() - self._verify_after)
+        due = partial(self._repository.due, settled_for=self._verify_after)
         verified = self._sweep(self._verify, due)
         return Reconciliation(settled.records, verified.records, len(settled.left | verified.left))
 
@@ -139,7 +133,7 @@ class DeletionService:
         guarded = self._guarded and action is Action.HARD
         if guarded and self._guard is HardDelete.DENY:
             return False
-        change = Change(client_id, action, actor, self._clock(), only_if_inactive=guarded)
+        change = Change(client_id, action, actor, only_if_inactive=guarded)
         return self._repository.record(change, self._entries)
 
     def _explain(self, action: Action, client_id: str, holding: Holding) -> None:
@@ -156,16 +150,14 @@ class DeletionService:
             raise ClientNotFoundError(client_id)
 
     def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
-        with self._repository.settle(client_ids, clock=self._clock, wait=wait) as holding:
+        with self._repository.settle(client_ids, wait=wait) as holding:
             self._bring_in_line(holding)
         for record in holding.records:
             self._on_settled(record)
         return holding
 
     def _verify(self, client_ids: Collection[str], *, wait: bool) -> Holding:
-        now = self._clock()
-        before = now - self._verify_after
-        with self._repository.verify(client_ids, at=now, settled_before=before, wait=wait) as holding:
+        with self._repository.verify(client_ids, settled_for=self._verify_after, wait=wait) as holding:
             found = self._bring_in_line(holding)
         for record in holding.records:
             if again := found.intersection(record.kv_keys):
@@ -215,10 +207,11 @@ class DeletionService:
             return _Swept(len(step(client_ids).records))
         except MythicClientsError:
             raise
-        except Exception:  # the host's rule for entries failed: find out for whom, finish the others
+        except Exception as error:  # the host's rule for entries failed: find out for whom, finish the others
             if len(client_ids) > 1:
                 return sum((self._take(step, [client_id]) for client_id in client_ids), _Swept())
-            logger.exception("Client %s could not be reconciled.", client_ids[0])
+            told = ForeignError.told(error)
+            logger.error("Client %s could not be reconciled.", client_ids[0], exc_info=told)
             return _Swept(left=frozenset(client_ids))
 
 

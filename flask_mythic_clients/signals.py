@@ -9,6 +9,7 @@ import logging
 from blinker import Namespace
 from flask import Flask
 
+from .errors import ForeignError
 from .model import Action, DeletionRecord
 
 logger = logging.getLogger(__package__)
@@ -34,5 +35,5 @@ def announce(app: Flask, record: DeletionRecord) -> None:
     for receiver in signal.receivers_for(app):
         try:
             receiver(app, record=record)
-        except Exception:
-            logger.exception("A receiver of %s failed.", signal.name)
+        except Exception as error:
+            logger.error("A receiver of %s failed.", signal.name, exc_info=ForeignError.told(error))

@@ -34,7 +34,7 @@ def create_blueprint(
             return _answer(wire.error(400, wire.HARD_FLAG))
         delete = service.hard_delete if hard else service.soft_delete
         delete(client_id, actor=auth.current_user())
-        return _answer(wire.deleted(hard))
+        return _answer(wire.DELETED[hard])
 
     # A blueprint's handlers come before the host's, and see the errors of this route alone.
     @blueprint.errorhandler(MythicClientsError)

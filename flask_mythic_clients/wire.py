@@ -5,9 +5,8 @@ from http import HTTPStatus
 from typing import Any, TypeAlias
 
 from .errors import (
+    ChangeRefusedError,
     ClientNotFoundError,
-    ConstraintError,
-    HardDeleteRefusedError,
     InvalidClientIdError,
     MythicClientsError,
     StoreError,
@@ -20,16 +19,14 @@ CHALLENGE = 'Bearer realm="clients"'
 INVALID_TOKEN = f'{CHALLENGE}, error="invalid_token"'  # RFC 6750, 3.1: only where a token was sent
 
 UNAUTHORIZED = "Authentication required. Please provide a valid API token"
+DELETED = {hard: {"success": True, "deleted": True, "hard": hard} for hard in (False, True)}
+"""Whether it was a hard delete → the body of the 200."""
+
 NOT_FOUND = "The requested resource was not found"
 HARD_FLAGS: Mapping[tuple[str, ...], bool] = {(): False, ("false",): False, ("true",): True}
 """All values of the query parameter `hard`, in their order → what they mean."""
 HARD_FLAG = "The query parameter 'hard' must be 'true' or 'false', and given once at the most."
 REPEAT = "Repeat the request: that is safe, and finishes what was begun."
-
-
-def deleted(hard: bool) -> Body:
-    """Return the body of a 200."""
-    return {"success": True, "deleted": True, "hard": hard}
 
 
 def error(status: int, message: str) -> Body:
@@ -44,7 +41,7 @@ def refusal(raised: MythicClientsError) -> Body:
             return error(400, str(raised))
         case ClientNotFoundError():
             return error(404, NOT_FOUND)
-        case ConstraintError() | HardDeleteRefusedError():
+        case ChangeRefusedError():
             return error(409, str(raised))
         case StoreError():
             return error(503, f"{raised} {REPEAT}")

@@ -4,18 +4,17 @@ Held to the same contracts as the real ones. Another process does not see them.
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from threading import Condition, Lock
 from types import SimpleNamespace
 from typing import Any
 
 from ..entries import EntryRule, Value
 from ..model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
-from ..ports import Clock
 
 _PAGE = 100
 
@@ -71,9 +70,10 @@ class MemoryStore:
 
 
 class MemoryRepository:
-    """Rows and ledger in this process."""
+    """Rows and ledger in this process; `clock` tells the time, aware, in UTC."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._clock = clock
         self._changed = Condition()  # guards all below
         self._rows: dict[str, SimpleNamespace] = {}
         self._records: dict[int, DeletionRecord] = {}
@@ -96,7 +96,7 @@ class MemoryRepository:
                 action=change.action,
                 actor=change.actor,
                 kv_keys=tuple(entries(client)),
-                requested_at=change.requested_at,
+                requested_at=self._clock(),
             )
             if change.action is Action.HARD:
                 del self._rows[client.id]
@@ -106,24 +106,22 @@ class MemoryRepository:
             return True
 
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock, wait: bool = True) -> Iterator[Holding]:
+    def settle(self, client_ids: Collection[str], *, wait: bool = True) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""
         with self._hold(client_ids, wait) as held:
-            at = clock()
-            yield from self._stamping(
-                held, [replace(r, settled_at=at) for r in self._of(held) if r.settled_at is None]
-            )
+            at = self._clock()
+            pending = [record for record in self._of(held) if record.settled_at is None]
+            yield from self._stamping(held, [replace(record, settled_at=at) for record in pending])
 
     @contextmanager
     def verify(
-        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime, wait: bool = True
+        self, client_ids: Collection[str], *, settled_for: timedelta, wait: bool = True
     ) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.verify`."""
         with self._hold(client_ids, wait) as held:
-            yield from self._stamping(
-                held,
-                [replace(r, verified_at=at) for r in self._of(held) if _is_due(r, settled_before)],
-            )
+            at = self._clock()
+            due = [record for record in self._of(held) if _is_due(record, at - settled_for)]
+            yield from self._stamping(held, [replace(record, verified_at=at) for record in due])
 
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.pending`."""
@@ -131,10 +129,11 @@ class MemoryRepository:
             found = [record for record in self._records.values() if record.settled_at is None]
         return [record for record in found if after is None or record.id > after.id][:_PAGE]
 
-    def due(self, *, settled_before: datetime, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+    def due(self, *, settled_for: timedelta, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.due`."""
         with self._changed:
-            found = [record for record in self._records.values() if _is_due(record, settled_before)]
+            before = self._clock() - settled_for
+            found = [record for record in self._records.values() if _is_due(record, before)]
         found.sort(key=_age)
         return [record for record in found if after is None or _age(record) > _age(after)][:_PAGE]
 

@@ -9,7 +9,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..entries import Value
-from ..errors import ConfigurationError, KeyValueStoreError
+from ..errors import ConfigurationError, ForeignError, KeyValueStoreError
 
 # Seconds for which a server that timed out is left alone. Whoever waits for it holds a connection of the
 # database and the locks on a client, on SQLite on everybody: in an outage the waits would add up.
@@ -75,7 +75,7 @@ class RedisStore:
         except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
             if isinstance(error, redis.TimeoutError) and isinstance(self._client, redis.Redis):
                 away_until = time.monotonic() + _PAUSE
-            raise KeyValueStoreError from error
+            raise KeyValueStoreError from _told(error)
         finally:
             self._away_until = away_until
         return {key for key, found in zip(keys, replies, strict=False) if found}
@@ -86,3 +86,12 @@ class RedisStore:
             raise KeyValueStoreError("The key-value store timed out a moment ago, and was not asked again.")
         if away_until:
             self._away_until = math.inf  # this call tries
+
+
+def _told(error: Exception) -> ForeignError:
+    """Tell an error by its text only where that is about the connection: redis-py quotes the command else."""
+    if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
+        return ForeignError.told(error, error)
+    # The server's own word for it, such as OOM or READONLY, comes last.
+    code = str(error).rpartition(" caused error: ")[2].partition(" ")[0]
+    return ForeignError.told(error, code if code.isalpha() and code.isupper() else "")

@@ -13,7 +13,7 @@ A backend joins by overriding fixtures; every test of the contract then runs on 
         def store(self, raw):
             return MyStore(raw)
 
-A repository joins `ClientRepositoryContract` with the fixtures `repository` and `add_client`.
+A repository joins `ClientRepositoryContract` with the fixtures that its docstring names.
 """
 
 import pytest
@@ -22,8 +22,8 @@ import pytest
 _CONTRACTS = ("fixtures", "recording", "settling", "verifying", "reading", "key_value_store")
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACTS))
 
-from .fixtures import AddClient  # noqa: E402 - see above
+from .fixtures import AddClient, LetTimePass  # noqa: E402 - see above
 from .key_value_store import KeyValueStoreContract, RawStore  # noqa: E402 - see above
 from .repository import ClientRepositoryContract  # noqa: E402 - see above
 
-__all__ = ["AddClient", "ClientRepositoryContract", "KeyValueStoreContract", "RawStore"]
+__all__ = ["AddClient", "ClientRepositoryContract", "KeyValueStoreContract", "LetTimePass", "RawStore"]

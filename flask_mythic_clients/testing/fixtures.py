@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from threading import Event, Thread
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -20,6 +20,8 @@ _HOLD = 0.2
 _PATIENCE = 20
 _THREADS = 8
 _MORE_THAN_A_PAGE = 120
+# How long a record must have been settled: not at all, and longer than any test takes.
+_AT_ONCE, _LONG = timedelta(), timedelta(hours=1)
 
 _SOFT, _HARD, _RESTORE = Action.SOFT, Action.HARD, Action.RESTORE
 
@@ -34,6 +36,14 @@ class AddClient(Protocol):
 
     def __call__(self, client_id: str, /, *, status: bool = True, name: str | None = "a name") -> None:
         """Return when the client is there for everybody to see."""
+        ...
+
+
+class LetTimePass(Protocol):
+    """Makes all times in the ledger lie further back."""
+
+    def __call__(self, seconds: float, /) -> None:
+        """Return when everybody sees it."""
         ...
 
 
@@ -63,6 +73,14 @@ class RepositoryFixtures:
         raise NotImplementedError(
             f"{type(self).__name__}: override the fixture `add_client` to return a callable "
             "(client_id, *, status=True, name='a name') that inserts a client and commits."
+        )
+
+    @pytest.fixture
+    def let_time_pass(self) -> Any:
+        """Return a way to make what is in the ledger older."""
+        raise NotImplementedError(
+            f"{type(self).__name__}: override the fixture `let_time_pass` to return a callable (seconds) "
+            "after which all times in the ledger lie that much further back: move them, or the clock."
         )
 
     @pytest.fixture
@@ -126,14 +144,13 @@ class _Threads:
         self,
         repository: ClientRepository,
         *client_ids: str,
-        at: datetime,
         first: Callable[[], object] = lambda: None,
     ) -> _Thread[Holding]:
         """Start a settler, whose `entered` is set inside its block."""
 
         def settle() -> Holding:
             first()
-            with repository.settle(client_ids, clock=lambda: at) as holding:
+            with repository.settle(client_ids) as holding:
                 thread.entered.set()
                 return holding
 
@@ -148,20 +165,14 @@ class _Threads:
             thread.join(_PATIENCE)
 
 
-def _at(seconds: float) -> datetime:
-    """Return a time with microseconds that are lost where they are rounded."""
-    return datetime(2031, 12, 31, 22, 58, 59, 123_457, tzinfo=UTC) + timedelta(seconds=seconds)
-
-
 def _change(
     client_id: str,
     action: Action,
     *,
     actor: str = "ops",
-    at: datetime | None = None,
     only_if_inactive: bool = False,
 ) -> Change:
-    return Change(client_id, action, actor, at or _at(0), only_if_inactive)
+    return Change(client_id, action, actor, only_if_inactive)
 
 
 def _record(repository: ClientRepository, client_id: str, *actions: Action) -> None:
@@ -169,15 +180,15 @@ def _record(repository: ClientRepository, client_id: str, *actions: Action) -> N
         assert repository.record(_change(client_id, action), _TEMPLATES), action
 
 
-def _settle(repository: ClientRepository, *client_ids: str, at: datetime, wait: bool = True) -> Holding:
-    with repository.settle(client_ids, clock=lambda: at, wait=wait) as holding:
+def _settle(repository: ClientRepository, *client_ids: str, wait: bool = True) -> Holding:
+    with repository.settle(client_ids, wait=wait) as holding:
         return holding
 
 
 def _verify(
-    repository: ClientRepository, *client_ids: str, at: datetime, settled_before: datetime, wait: bool = True
+    repository: ClientRepository, *client_ids: str, settled_for: timedelta = _AT_ONCE, wait: bool = True
 ) -> Holding:
-    with repository.verify(client_ids, at=at, settled_before=settled_before, wait=wait) as holding:
+    with repository.verify(client_ids, settled_for=settled_for, wait=wait) as holding:
         return holding
 
 
@@ -205,5 +216,5 @@ def _walk(page_after: Callable[..., Sequence[DeletionRecord]], **options: Any) -
 
 
 def _numbers(records: Iterable[DeletionRecord]) -> list[int]:
-    """Tell a record by when it was requested."""
-    return [round((record.requested_at - _at(0)).total_seconds()) for record in records]
+    """Tell a record by its actor, which is its number."""
+    return [int(record.actor) for record in records]

@@ -2,22 +2,25 @@
 # ruff: noqa: D102 - the name of a test is its docstring
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
 from ..entries import EntryRule
-from ..model import Action, Backlog, DeletionRecord
+from ..model import Action, Backlog
 from ..ports import ClientRepository
 from .fixtures import (
+    _AT_ONCE,
     _HARD,
+    _LONG,
     _MORE_THAN_A_PAGE,
     _RESTORE,
     _SOFT,
     _TEMPLATES,
     AddClient,
+    LetTimePass,
     RepositoryFixtures,
     _active,
-    _at,
     _change,
     _numbers,
     _record,
@@ -40,18 +43,21 @@ class ReadingContract(RepositoryFixtures):
         acme, acme2, _ = self.ids
         for client_id in (acme, acme2):
             add_client(client_id, name="Zoë")
-        repository.record(_change(acme, _SOFT, actor="Zoë 🦊", at=_at(1)), _TEMPLATES)
+        repository.record(_change(acme, _SOFT, actor="Zoë 🦊"), _TEMPLATES)
         repository.record(_change(acme2, _SOFT), _TEMPLATES)
-        repository.record(_change(acme, _HARD, actor="a" * 64, at=_at(2)), _TEMPLATES)
-        _settle(repository, acme, at=_at(3))
-        _verify(repository, acme, at=_at(5), settled_before=_at(4))
+        repository.record(_change(acme, _HARD, actor="a" * 64), _TEMPLATES)
+        _settle(repository, acme)
+        _verify(repository, acme)
         soft, hard = repository.history(acme)
         assert (soft.id, hard.id) == tuple(sorted({soft.id, hard.id}))
         keys = (f"client:{acme}", "name:Zoë")
-        assert list(repository.history(acme)) == [
-            DeletionRecord(soft.id, acme, _SOFT, "Zoë 🦊", keys, _at(1), _at(3), _at(5)),
-            DeletionRecord(hard.id, acme, _HARD, "a" * 64, keys, _at(2), _at(3), _at(5)),
-        ]
+        for record, action, actor in ((soft, _SOFT, "Zoë 🦊"), (hard, _HARD, "a" * 64)):
+            assert (record.client_id, record.action, record.actor) == (acme, action, actor)
+            assert record.kv_keys == keys
+            assert record.settled_at is not None
+            assert record.verified_at is not None
+            assert record.requested_at <= record.settled_at <= record.verified_at
+        assert soft.requested_at <= hard.requested_at
         assert isinstance(soft.action, Action)
         assert isinstance(soft.kv_keys, tuple)
 
@@ -59,8 +65,8 @@ class ReadingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        _settle(repository, acme, at=_at(1))
-        held = _verify(repository, acme, at=_at(3), settled_before=_at(2)).records
+        _settle(repository, acme)
+        held = _verify(repository, acme).records
         _record(repository, acme, _RESTORE)
         (pending,) = repository.pending(after=None)
         times = [(r.requested_at, r.settled_at, r.verified_at) for r in (*held, *repository.history(acme))]
@@ -75,7 +81,7 @@ class ReadingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT, _HARD)
-        _settle(repository, acme, at=_at(1))
+        _settle(repository, acme)
         assert _active(repository) == {}
         assert _states(repository, acme) == [(_SOFT, "settled"), (_HARD, "settled")]
 
@@ -83,61 +89,62 @@ class ReadingContract(RepositoryFixtures):
         assert list(repository.history(self.ids[0])) == []
 
     def test_the_backlog_counts_the_pending_records_and_names_the_oldest(
-        self, repository: ClientRepository, add_client: AddClient
+        self, repository: ClientRepository, add_client: AddClient, let_time_pass: LetTimePass
     ) -> None:
         acme, acme2, _ = self.ids
         assert repository.backlog() == Backlog(0, None)
         for client_id in (acme, acme2):
             add_client(client_id)
-        # The clocks of two servers: the later record is the older one.
-        for client_id, action, at in ((acme, _SOFT, _at(5)), (acme2, _SOFT, _at(3)), (acme, _HARD, _at(4))):
-            assert repository.record(_change(client_id, action, at=at), _TEMPLATES)
-        assert repository.backlog() == Backlog(3, _at(3))
-        _settle(repository, acme2, at=_at(6))
-        assert repository.backlog() == Backlog(2, _at(4))
-        _settle(repository, acme, at=_at(6))
+        for client_id, action in ((acme2, _SOFT), (acme, _SOFT), (acme, _HARD)):
+            _record(repository, client_id, action)
+            let_time_pass(10)
+        assert repository.backlog() == Backlog(3, repository.history(acme2)[0].requested_at)
+        _settle(repository, acme2)
+        assert repository.backlog() == Backlog(2, repository.history(acme)[0].requested_at)
+        _settle(repository, acme)
         assert repository.backlog() == Backlog(0, None)
 
     def test_nothing_is_unfinished_at_first(self, repository: ClientRepository) -> None:
         assert list(repository.pending(after=None)) == []
-        assert list(repository.due(settled_before=_at(0), after=None)) == []
+        assert list(repository.due(settled_for=_AT_ONCE, after=None)) == []
 
     def test_pages_hold_all_pending_records_once_in_order(
         self, repository: ClientRepository, add_client: AddClient
     ) -> None:
         recorded = self._record_many(repository, add_client)
         assert _numbers(_walk(repository.pending)) == recorded
-        assert _numbers(_walk(repository.due, settled_before=_at(999))) == []
+        assert _walk(repository.due, settled_for=_AT_ONCE) == []
 
     def test_pages_hold_all_unverified_records_once_in_order(
-        self, repository: ClientRepository, add_client: AddClient
+        self, repository: ClientRepository, add_client: AddClient, let_time_pass: LetTimePass
     ) -> None:
         acme, acme2, zeta = self.ids
         recorded = self._record_many(repository, add_client)
-        for client_id, seconds in ((acme, 1_001), (zeta, 1_003)):
-            _settle(repository, client_id, at=_at(seconds))
-        assert _numbers(_walk(repository.due, settled_before=_at(1_000))) == []
-        due, pending = _walk(repository.due, settled_before=_at(1_001)), _walk(repository.pending)
-        assert len(due) + len(pending) < len(recorded)
-        assert {record.client_id for record in _walk(repository.due, settled_before=_at(1_002))} == {acme}
+        due = partial(_walk, repository.due)
+        _settle(repository, acme)
+        assert due(settled_for=_LONG) == []
+        let_time_pass(2 * _LONG.total_seconds())
+        _settle(repository, zeta)
+        assert len(due(settled_for=_LONG)) + len(_walk(repository.pending)) < len(recorded)
+        assert {record.client_id for record in due(settled_for=_LONG)} == {acme}
         assert {record.client_id for record in _walk(repository.pending)} == {acme2}
-        _settle(repository, acme2, at=_at(1_002))
-        walked = _walk(repository.due, settled_before=_at(1_003))
+        _settle(repository, acme2)
+        walked = due(settled_for=_AT_ONCE)
         assert sorted(_numbers(walked)) == recorded
         settled = [record.settled_at for record in walked if record.settled_at is not None]
         assert settled == sorted(settled)
         assert _walk(repository.pending) == []
-        _verify(repository, *self.ids, at=_at(1_010), settled_before=_at(1_002))
-        assert {record.client_id for record in _walk(repository.due, settled_before=_at(1_003))} == {zeta}
-        _verify(repository, zeta, at=_at(1_010), settled_before=_at(1_003))
-        assert _walk(repository.due, settled_before=_at(2_000)) == []
+        _verify(repository, *self.ids, settled_for=_LONG)
+        assert {record.client_id for record in due(settled_for=_AT_ONCE)} == {acme2, zeta}
+        _verify(repository, acme2, zeta)
+        assert due(settled_for=_AT_ONCE) == []
 
     def test_records_settled_at_the_same_time_are_on_pages_once(
         self, repository: ClientRepository, add_client: AddClient
     ) -> None:
         recorded = self._record_many(repository, add_client)
-        _settle(repository, *self.ids, at=_at(1_001))
-        assert sorted(_numbers(_walk(repository.due, settled_before=_at(1_001)))) == recorded
+        _settle(repository, *self.ids)
+        assert sorted(_numbers(_walk(repository.due, settled_for=_AT_ONCE))) == recorded
 
     def test_no_record_is_missed_where_each_page_is_finished_before_the_next(
         self, repository: ClientRepository, add_client: AddClient
@@ -145,11 +152,11 @@ class ReadingContract(RepositoryFixtures):
         self._record_many(repository, add_client)
         after = None
         while page := repository.pending(after=after):
-            _settle(repository, *{record.client_id for record in page}, at=_at(1_001))
+            _settle(repository, *{record.client_id for record in page})
             after = page[-1]
-        after, before = None, _at(1_001)
-        while page := repository.due(settled_before=before, after=after):
-            _verify(repository, *{record.client_id for record in page}, at=_at(1_010), settled_before=before)
+        after = None
+        while page := repository.due(settled_for=_AT_ONCE, after=after):
+            _verify(repository, *{record.client_id for record in page})
             after = page[-1]
         states = {state for client_id in self.ids for _, state in _states(repository, client_id)}
         assert states == {"verified"}
@@ -227,11 +234,11 @@ class ReadingContract(RepositoryFixtures):
         repository.check_columns([])
 
     def _record_many(self, repository: ClientRepository, add_client: AddClient) -> list[int]:
-        """Record more than a page of changes for each client in turn; return when each was requested."""
+        """Record more than a page of changes for each client in turn; return their numbers."""
         for client_id in self.ids:
             add_client(client_id)
         for number in range(_MORE_THAN_A_PAGE):
             turn, who = divmod(number, 3)
             action = _SOFT if turn % 2 == 0 else _RESTORE
-            assert repository.record(_change(self.ids[who], action, at=_at(number)), _TEMPLATES)
+            assert repository.record(_change(self.ids[who], action, actor=f"{number}"), _TEMPLATES)
         return list(range(_MORE_THAN_A_PAGE))

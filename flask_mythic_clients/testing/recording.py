@@ -11,6 +11,7 @@ from ..entries import EntryRule, KeyTemplates
 from ..model import Action, Backlog, Client, Holding
 from ..ports import ClientRepository
 from .fixtures import (
+    _AT_ONCE,
     _FUNCTION,
     _HARD,
     _PATIENCE,
@@ -22,7 +23,6 @@ from .fixtures import (
     RepositoryFixtures,
     _actions,
     _active,
-    _at,
     _change,
     _PlannedError,
     _rules,
@@ -244,11 +244,11 @@ class RecordingContract(RepositoryFixtures):
         repository.record(_change(acme, _SOFT), _TEMPLATES)
         for lookalike in self.lookalikes:
             assert repository.history(lookalike) == [], lookalike
-            with repository.settle([lookalike], clock=lambda: _at(1)) as holding:
+            with repository.settle([lookalike]) as holding:
                 assert holding == Holding((), {}), lookalike
-        _settle(repository, acme, at=_at(1))
+        _settle(repository, acme)
         for lookalike in self.lookalikes:
-            with repository.verify([lookalike], at=_at(9), settled_before=_at(8)) as holding:
+            with repository.verify([lookalike], settled_for=_AT_ONCE) as holding:
                 assert holding == Holding((), {}), lookalike
         assert _states(repository, acme) == [(_SOFT, "settled")]
 

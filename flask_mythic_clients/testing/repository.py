@@ -7,7 +7,9 @@ from .verifying import VerifyingContract
 
 
 class ClientRepositoryContract(RecordingContract, SettlingContract, VerifyingContract, ReadingContract):
-    """A repository joins by overriding the fixtures `repository` and `add_client`; both start empty.
+    """A repository joins by overriding the fixtures `repository`, `add_client` and `let_time_pass`.
+
+    It starts empty.
 
     The tests run code in threads: a backend that needs something pushed there overrides `context`.
     A backend whose ids are not just any text overrides `ids` and `lookalikes`.

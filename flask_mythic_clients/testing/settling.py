@@ -2,7 +2,6 @@
 # ruff: noqa: D102 - the name of a test is its docstring
 
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from threading import Barrier
 from typing import Never
@@ -14,6 +13,7 @@ from ..errors import KeyValueStoreError
 from ..model import Action, Holding
 from ..ports import ClientRepository
 from .fixtures import (
+    _AT_ONCE,
     _HARD,
     _HOLD,
     _PATIENCE,
@@ -22,7 +22,6 @@ from .fixtures import (
     _TEMPLATES,
     AddClient,
     RepositoryFixtures,
-    _at,
     _change,
     _PlannedError,
     _record,
@@ -44,9 +43,9 @@ class SettlingContract(RepositoryFixtures):
         for client_id in (acme, acme2):
             add_client(client_id)
             _record(repository, client_id, _SOFT, _RESTORE, _HARD)
-        with repository.settle([acme], clock=lambda: _at(1)) as holding:
+        with repository.settle([acme]) as holding:
             assert [record.action for record in holding.records] == [_SOFT, _RESTORE, _HARD]
-        assert [record.settled_at for record in repository.history(acme)] == [_at(1)] * 3
+        assert None not in {record.settled_at for record in repository.history(acme)}
         assert [record.settled_at for record in repository.history(acme2)] == [None] * 3
         assert {record.verified_at for record in repository.history(acme)} == {None}
 
@@ -54,12 +53,12 @@ class SettlingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        _settle(repository, acme, at=_at(1))
+        (settled,) = _settle(repository, acme).records
         _record(repository, acme, _RESTORE)
-        with repository.settle([acme], clock=lambda: _at(2)) as holding:
+        with repository.settle([acme]) as holding:
             assert [record.action for record in holding.records] == [_RESTORE]
-        assert _settle(repository, acme, at=_at(3)).records == ()
-        assert [record.settled_at for record in repository.history(acme)] == [_at(1), _at(2)]
+        assert _settle(repository, acme).records == ()
+        assert list(repository.history(acme)) == [settled, *holding.records]
 
     def test_settle_takes_several_clients_at_once(
         self, repository: ClientRepository, add_client: AddClient
@@ -68,7 +67,7 @@ class SettlingContract(RepositoryFixtures):
         for client_id in self.ids:
             add_client(client_id)
             _record(repository, client_id, _SOFT)
-        with repository.settle([zeta, acme], clock=lambda: _at(1)) as holding:
+        with repository.settle([zeta, acme]) as holding:
             assert sorted(record.client_id for record in holding.records) == [acme, zeta]
             assert set(holding.clients) == {acme, zeta}
         assert [_states(repository, client_id) for client_id in self.ids] == [
@@ -87,9 +86,9 @@ class SettlingContract(RepositoryFixtures):
             client_ids: Collection[str] = collection([acme, acme2])
             _record(repository, acme, action)
             _record(repository, acme2, action)
-            with repository.settle(client_ids, clock=lambda: _at(1)) as holding:
+            with repository.settle(client_ids) as holding:
                 assert len(holding.records) == 2
-            with repository.verify(client_ids, at=_at(3), settled_before=_at(2)) as holding:
+            with repository.verify(client_ids, settled_for=_AT_ONCE) as holding:
                 assert len(holding.records) == 2
 
     def test_the_held_records_are_those_of_the_history(
@@ -98,9 +97,9 @@ class SettlingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT, _RESTORE)
-        settled = _settle(repository, acme, at=_at(1))
+        settled = _settle(repository, acme)
         assert list(settled.records) == list(repository.history(acme))
-        with repository.verify([acme], at=_at(3), settled_before=_at(2)) as verified:
+        with repository.verify([acme], settled_for=_AT_ONCE) as verified:
             pass
         assert list(verified.records) == list(repository.history(acme))
 
@@ -111,7 +110,7 @@ class SettlingContract(RepositoryFixtures):
         add_client(acme, name="Zoë")
         _record(repository, acme, _SOFT)
         for active in (False, True):
-            with repository.settle([acme], clock=lambda: _at(1)) as holding:
+            with repository.settle([acme]) as holding:
                 assert [(client.id, client.active) for client in holding.clients.values()] == [(acme, active)]
                 assert holding.clients[acme].row.name == "Zoë"
             assert holding.clients[acme].row.name == "Zoë"  # also after the block
@@ -125,7 +124,7 @@ class SettlingContract(RepositoryFixtures):
             add_client(client_id)
         _record(repository, acme, _SOFT, _HARD)
         _record(repository, acme2, _SOFT)
-        with repository.settle([acme, acme2], clock=lambda: _at(1)) as holding:
+        with repository.settle([acme, acme2]) as holding:
             assert len(holding.records) == 3
             assert set(holding.clients) == {acme2}
 
@@ -136,7 +135,7 @@ class SettlingContract(RepositoryFixtures):
         add_client(acme, name="the first")
         _record(repository, acme, _HARD)
         add_client(acme, name="the second")
-        holding = _settle(repository, acme, at=_at(1))
+        holding = _settle(repository, acme)
         assert len(holding.records) == 1
         assert holding.clients[acme].row.name == "the second"
 
@@ -146,10 +145,10 @@ class SettlingContract(RepositoryFixtures):
         acme, acme2, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        _settle(repository, acme, at=_at(1))
-        assert _settle(repository, acme, at=_at(2)).records == ()
-        assert _settle(repository, acme2, at=_at(2)) == Holding((), {})
-        with repository.settle([], clock=lambda: _at(2)) as holding:
+        _settle(repository, acme)
+        assert _settle(repository, acme).records == ()
+        assert _settle(repository, acme2) == Holding((), {})
+        with repository.settle([]) as holding:
             assert holding == Holding((), {})
 
     def test_settle_yields_the_clients_also_when_nothing_is_pending(
@@ -158,7 +157,7 @@ class SettlingContract(RepositoryFixtures):
         # By this the service tells a client that is already soft-deleted from one that never was.
         acme, acme2, _ = self.ids
         add_client(acme, status=False)
-        with repository.settle([acme, acme2], clock=lambda: _at(1)) as holding:
+        with repository.settle([acme, acme2]) as holding:
             assert holding.records == ()
             assert [(client.id, client.active) for client in holding.clients.values()] == [(acme, False)]
 
@@ -171,12 +170,12 @@ class SettlingContract(RepositoryFixtures):
             add_client(client_id)
             _record(repository, client_id, _SOFT, _RESTORE)
         failure = error("planned")
-        with pytest.raises(error) as caught, repository.settle([acme, acme2], clock=lambda: _at(1)):
+        with pytest.raises(error) as caught, repository.settle([acme, acme2]):
             raise failure
         assert caught.value is failure
         for client_id in (acme, acme2):
             assert _states(repository, client_id) == [(_SOFT, "pending"), (_RESTORE, "pending")]
-        assert len(_settle(repository, acme, at=_at(2)).records) == 2
+        assert len(_settle(repository, acme).records) == 2
 
     def test_a_second_settler_waits_for_the_first_and_then_finds_nothing(
         self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
@@ -184,12 +183,12 @@ class SettlingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        with repository.settle([acme], clock=lambda: _at(1)) as first:
-            second = threads.settle(repository, acme, at=_at(2))
+        with repository.settle([acme]) as first:
+            second = threads.settle(repository, acme)
             assert not second.entered.wait(_HOLD), "Two settlers held the records at once."
         assert len(first.records) == 1
         assert second.result().records == ()
-        assert repository.history(acme)[0].settled_at == _at(1)
+        assert list(repository.history(acme)) == list(first.records)
 
     def test_a_settler_that_waited_for_one_that_failed_finds_its_records(
         self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
@@ -199,8 +198,8 @@ class SettlingContract(RepositoryFixtures):
         _record(repository, acme, _SOFT)
 
         def fail() -> Never:
-            with repository.settle([acme], clock=lambda: _at(1)):
-                waiting.append(threads.settle(repository, acme, at=_at(2)))
+            with repository.settle([acme]):
+                waiting.append(threads.settle(repository, acme))
                 assert not waiting[0].entered.wait(_HOLD), "Two settlers held the records at once."
                 raise _PlannedError
 
@@ -208,7 +207,7 @@ class SettlingContract(RepositoryFixtures):
         with pytest.raises(_PlannedError):
             fail()
         (second,) = waiting
-        assert [record.settled_at for record in second.result().records] == [_at(2)]
+        assert len(second.result().records) == 1
         assert _states(repository, acme) == [(_SOFT, "settled")]
 
     def test_a_settler_of_several_clients_waits_for_the_holder_of_one(
@@ -218,8 +217,8 @@ class SettlingContract(RepositoryFixtures):
         for client_id in self.ids:
             add_client(client_id)
             _record(repository, client_id, _SOFT)
-        with repository.settle([acme2], clock=lambda: _at(1)):
-            second = threads.settle(repository, zeta, acme2, acme, at=_at(2))
+        with repository.settle([acme2]):
+            second = threads.settle(repository, zeta, acme2, acme)
             assert not second.entered.wait(_HOLD), "Two settlers held a record at once."
         assert sorted(record.client_id for record in second.result().records) == [acme, zeta]
 
@@ -229,8 +228,8 @@ class SettlingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        with repository.settle([acme], clock=lambda: _at(1)):
-            second = threads.settle(repository, acme, at=_at(2))
+        with repository.settle([acme]):
+            second = threads.settle(repository, acme)
             second.entered.wait(_HOLD)
             restore = threads.start(lambda: repository.record(_change(acme, _RESTORE), _TEMPLATES))
             restore.join(_HOLD)
@@ -248,15 +247,15 @@ class SettlingContract(RepositoryFixtures):
             add_client(client_id)
         _record(repository, acme, _SOFT)
         _record(repository, zeta, _SOFT)
-        with repository.settle([acme], clock=lambda: _at(1)):
+        with repository.settle([acme]) as first:
             other = threads.start(lambda: repository.record(_change(acme2, _SOFT), _TEMPLATES))
             other.join(_HOLD)
-            second = threads.start(partial(_settle, repository, acme, zeta, at=_at(2), wait=False))
+            second = threads.start(partial(_settle, repository, acme, zeta, wait=False))
             second.join(_HOLD)
             # A database that locks as a whole makes everybody wait.
             assert other.is_alive() or not second.is_alive(), "It waited for a client that was held."
         assert [record.client_id for record in second.result().records] == [zeta]
-        assert repository.history(acme)[0].settled_at == _at(1)
+        assert list(repository.history(acme)) == list(first.records)
 
     def test_a_settler_that_does_not_wait_takes_no_record_of_a_client_that_is_held(
         self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
@@ -265,11 +264,11 @@ class SettlingContract(RepositoryFixtures):
         acme, *_ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        with repository.settle([acme], clock=lambda: _at(1)):
+        with repository.settle([acme]):
             restore = threads.start(lambda: repository.record(_change(acme, _RESTORE), _TEMPLATES))
             restore.join(_HOLD)
             recorded = not restore.is_alive()
-            second = threads.start(partial(_settle, repository, acme, at=_at(2), wait=False))
+            second = threads.start(partial(_settle, repository, acme, wait=False))
             second.join(_HOLD)
         assert restore.result() is True
         assert not (recorded and second.result().records)
@@ -283,13 +282,13 @@ class SettlingContract(RepositoryFixtures):
         _record(repository, acme, _SOFT)
 
         def record_later() -> bool:
-            return repository.record(_change(acme, _RESTORE, at=datetime.now(UTC)), _TEMPLATES)
+            return repository.record(_change(acme, _RESTORE), _TEMPLATES)
 
         def settle() -> None:
-            with repository.settle([acme], clock=lambda: datetime.now(UTC)):
+            with repository.settle([acme]):
                 pass
 
-        with pytest.raises(_PlannedError), repository.settle([acme], clock=lambda: _at(0)):  # noqa: PT012
+        with pytest.raises(_PlannedError), repository.settle([acme]):  # noqa: PT012
             settler = threads.start(settle)
             settler.join(_HOLD)
             recorder = threads.start(record_later)
@@ -315,13 +314,13 @@ class SettlingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        with repository.settle([acme], clock=lambda: _at(1)) as holding:
+        with repository.settle([acme]) as holding:
             change = threads.start(lambda: repository.record(_change(acme, action), rule))
             change.join(_HOLD)  # Where the database locks as a whole, it waits for the end of the block.
         assert change.result() is True
         assert [record.action for record in holding.records] == [_SOFT]
         assert _states(repository, acme) == [(_SOFT, "settled"), (action, "pending")]
-        later = _settle(repository, acme, at=_at(2))
+        later = _settle(repository, acme)
         assert [record.action for record in later.records] == [action]
         assert {client_id: client.active for client_id, client in later.clients.items()} == (
             {acme: True} if action is _RESTORE else {}
@@ -338,7 +337,7 @@ class SettlingContract(RepositoryFixtures):
 
         def settle(ids: Sequence[str]) -> Sequence[int]:
             start.wait(_PATIENCE)
-            with repository.settle(ids, clock=lambda: _at(1)) as holding:
+            with repository.settle(ids) as holding:
                 return [record.id for record in holding.records]
 
         settlers = [threads.start(partial(settle, ids)) for ids in orders]

@@ -1,7 +1,6 @@
 """Step 3 of a deletion."""
 # ruff: noqa: D102 - the name of a test is its docstring
 
-from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -11,14 +10,16 @@ from ..errors import KeyValueStoreError
 from ..model import Action
 from ..ports import ClientRepository
 from .fixtures import (
+    _AT_ONCE,
     _HARD,
     _HOLD,
+    _LONG,
     _RESTORE,
     _SOFT,
     _TEMPLATES,
     AddClient,
+    LetTimePass,
     RepositoryFixtures,
-    _at,
     _change,
     _record,
     _rules,
@@ -32,23 +33,24 @@ from .fixtures import (
 class VerifyingContract(RepositoryFixtures):
     """What `verify` must do."""
 
-    def test_verify_stamps_the_records_settled_up_to_the_time(
-        self, repository: ClientRepository, add_client: AddClient
+    def test_verify_stamps_the_records_that_have_been_settled_for_so_long(
+        self, repository: ClientRepository, add_client: AddClient, let_time_pass: LetTimePass
     ) -> None:
         acme, acme2, _ = self.ids
         for client_id in (acme, acme2):
             add_client(client_id)
-        microsecond = timedelta(microseconds=1)
-        for at, action in ((_at(1), _SOFT), (_at(2), _RESTORE), (_at(2) + microsecond, _SOFT)):
+        for action, seconds in ((_SOFT, 2), (_RESTORE, 2 * _LONG.total_seconds()), (_SOFT, 2)):
             for client_id in (acme, acme2):
                 _record(repository, client_id, action)
-                _settle(repository, client_id, at=at)
-        with repository.verify([acme], at=_at(9), settled_before=_at(2)) as holding:
-            assert [record.settled_at for record in holding.records] == [_at(1), _at(2)]
-        assert [record.verified_at for record in repository.history(acme)] == [_at(9), _at(9), None]
-        assert [record.verified_at for record in repository.history(acme2)] == [None, None, None]
+                _settle(repository, client_id)
+            let_time_pass(seconds)
         settled = [record.settled_at for record in repository.history(acme)]
-        assert settled == [_at(1), _at(2), _at(2) + microsecond]
+        with repository.verify([acme], settled_for=_LONG) as holding:
+            assert [record.settled_at for record in holding.records] == settled[:2]
+        verified = [record.verified_at for record in repository.history(acme)]
+        assert [at is None for at in verified] == [False, False, True]
+        assert [record.verified_at for record in repository.history(acme2)] == [None, None, None]
+        assert [record.settled_at for record in repository.history(acme)] == settled
 
     def test_verify_leaves_pending_records_alone(
         self, repository: ClientRepository, add_client: AddClient
@@ -56,12 +58,12 @@ class VerifyingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        with repository.verify([acme], at=_at(9), settled_before=_at(8)) as holding:
+        with repository.verify([acme], settled_for=_AT_ONCE) as holding:
             assert holding.records == ()
         assert _states(repository, acme) == [(_SOFT, "pending")]
-        _settle(repository, acme, at=_at(1))
+        _settle(repository, acme)
         _record(repository, acme, _RESTORE)
-        with repository.verify([acme], at=_at(9), settled_before=_at(8)) as holding:
+        with repository.verify([acme], settled_for=_AT_ONCE) as holding:
             assert [record.action for record in holding.records] == [_SOFT]
         assert _states(repository, acme) == [(_SOFT, "verified"), (_RESTORE, "pending")]
 
@@ -69,10 +71,11 @@ class VerifyingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        _settle(repository, acme, at=_at(1))
-        assert len(_verify(repository, acme, at=_at(3), settled_before=_at(2)).records) == 1
-        assert _verify(repository, acme, at=_at(5), settled_before=_at(4)).records == ()
-        assert repository.history(acme)[0].verified_at == _at(3)
+        _settle(repository, acme)
+        verified = _verify(repository, acme).records
+        assert len(verified) == 1
+        assert _verify(repository, acme).records == ()
+        assert list(repository.history(acme)) == list(verified)
 
     def test_verify_yields_the_clients_as_they_are_now(
         self, repository: ClientRepository, add_client: AddClient
@@ -81,10 +84,10 @@ class VerifyingContract(RepositoryFixtures):
         for client_id in self.ids:
             add_client(client_id, name=f"named {client_id}")
             _record(repository, client_id, _SOFT)
-            _settle(repository, client_id, at=_at(1))
+            _settle(repository, client_id)
         _record(repository, acme2, _RESTORE)
         _record(repository, zeta, _HARD)
-        with repository.verify(self.ids, at=_at(3), settled_before=_at(2)) as holding:
+        with repository.verify(self.ids, settled_for=_AT_ONCE) as holding:
             assert sorted(record.client_id for record in holding.records) == sorted(self.ids)
             active = {client_id: client.active for client_id, client in holding.clients.items()}
             assert active == {acme: False, acme2: True}
@@ -97,16 +100,16 @@ class VerifyingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT, _RESTORE)
-        _settle(repository, acme, at=_at(1))
+        _settle(repository, acme)
         failure = error("planned")
         with (
             pytest.raises(error) as caught,
-            repository.verify([acme], at=_at(3), settled_before=_at(2)),
+            repository.verify([acme], settled_for=_AT_ONCE),
         ):
             raise failure
         assert caught.value is failure
         assert _states(repository, acme) == [(_SOFT, "settled"), (_RESTORE, "settled")]
-        assert len(_verify(repository, acme, at=_at(4), settled_before=_at(2)).records) == 2
+        assert len(_verify(repository, acme).records) == 2
 
     def test_a_second_verifier_waits_for_the_first_and_then_finds_nothing(
         self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
@@ -114,13 +117,13 @@ class VerifyingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT)
-        _settle(repository, acme, at=_at(1))
-        with repository.verify([acme], at=_at(3), settled_before=_at(2)):
-            second = threads.start(lambda: _verify(repository, acme, at=_at(4), settled_before=_at(2)))
+        _settle(repository, acme)
+        with repository.verify([acme], settled_for=_AT_ONCE) as first:
+            second = threads.start(lambda: _verify(repository, acme))
             second.join(_HOLD)
             assert second.is_alive(), "The second verifier was done while the first held the records."
         assert second.result().records == ()
-        assert repository.history(acme)[0].verified_at == _at(3)
+        assert list(repository.history(acme)) == list(first.records)
 
     def test_a_verifier_that_does_not_wait_leaves_out_a_client_that_is_held(
         self, repository: ClientRepository, add_client: AddClient, threads: "_Threads"
@@ -130,17 +133,17 @@ class VerifyingContract(RepositoryFixtures):
             add_client(client_id)
         for client_id in (acme, zeta):
             _record(repository, client_id, _SOFT)
-            _settle(repository, client_id, at=_at(1))
-        with repository.verify([acme], at=_at(3), settled_before=_at(2)):
+            _settle(repository, client_id)
+        with repository.verify([acme], settled_for=_AT_ONCE) as first:
             other = threads.start(lambda: repository.record(_change(acme2, _SOFT), _TEMPLATES))
             other.join(_HOLD)
-            verify = partial(_verify, at=_at(4), settled_before=_at(2), wait=False)
+            verify = partial(_verify, wait=False)
             second = threads.start(lambda: verify(repository, acme, zeta))
             second.join(_HOLD)
             # A database that locks as a whole makes everybody wait.
             assert other.is_alive() or not second.is_alive(), "It waited for a client that was held."
         assert [record.client_id for record in second.result().records] == [zeta]
-        assert repository.history(acme)[0].verified_at == _at(3)
+        assert list(repository.history(acme)) == list(first.records)
 
     @pytest.mark.parametrize("action", [_SOFT, _HARD])
     @_rules
@@ -155,11 +158,11 @@ class VerifyingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         _record(repository, acme, _SOFT, _RESTORE)
-        _settle(repository, acme, at=_at(1))
-        with repository.verify([acme], at=_at(3), settled_before=_at(2)) as holding:
+        _settle(repository, acme)
+        with repository.verify([acme], settled_for=_AT_ONCE) as holding:
             assert holding.clients[acme].active
             newer = threads.settle(
-                repository, acme, at=_at(4), first=lambda: repository.record(_change(acme, action), rule)
+                repository, acme, first=lambda: repository.record(_change(acme, action), rule)
             )
             assert not newer.entered.wait(_HOLD), "A newer change was being settled in verify's block."
         assert [record.action for record in newer.result().records] == [action]

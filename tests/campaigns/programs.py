@@ -8,13 +8,12 @@ asks for after which answers is remembered, so that the real service runs once f
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cache
 from typing import Any, NamedTuple
 
 from flask_mythic_clients.entries import EntryFunction, EntryRule, Value
 from flask_mythic_clients.model import Change, DeletionRecord, Holding
-from flask_mythic_clients.ports import Clock
 from flask_mythic_clients.service import DeletionService
 
 ID = "acme"
@@ -53,7 +52,7 @@ def value(name: str, status: bool) -> str:
 
 
 class Ports:
-    """Both stores and the clock, as an operation sees them: answers in their order, then the end of them."""
+    """Both stores, as an operation sees them: answers in their order, then the end of them."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
         self._answers = iter(answers)
@@ -66,25 +65,20 @@ class Ports:
             return answer
         raise Unanswered(Call(name, arguments))
 
-    def clock(self) -> datetime:
-        return self.ask("clock")
-
     def record(self, change: Change, entries: EntryRule) -> bool:
         return self.ask("record", change)
 
-    def settle(self, client_ids: Collection[str], *, clock: Clock, wait: bool = True) -> Any:
+    def settle(self, client_ids: Collection[str], *, wait: bool = True) -> Any:
         return self._holding("settle", tuple(client_ids), wait)
 
-    def verify(
-        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime, wait: bool = True
-    ) -> Any:
-        return self._holding("verify", tuple(client_ids), wait, at, settled_before)
+    def verify(self, client_ids: Collection[str], *, settled_for: timedelta, wait: bool = True) -> Any:
+        return self._holding("verify", tuple(client_ids), wait, settled_for)
 
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         return self.ask("pending", after)
 
-    def due(self, *, settled_before: datetime, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
-        return self.ask("due", settled_before, after)
+    def due(self, *, settled_for: timedelta, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        return self.ask("due", settled_for, after)
 
     def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
         return set(self.ask("apply", tuple(sorted(remove)), tuple(sorted(overwrite.items()))))
@@ -154,7 +148,7 @@ class Programs:
         try:
             if operation in HOST:
                 return End(HOST[operation](ports))
-            service = self.service(ports, ports, RULE, verify_after=WINDOW, clock=ports.clock)  # type: ignore[arg-type]
+            service = self.service(ports, ports, RULE, verify_after=WINDOW)  # type: ignore[arg-type]
             return End(SERVICE[operation](service))
         except Unanswered as stopped:
             return stopped.call

@@ -14,7 +14,6 @@ progress    some operation can always go on
 """
 
 from collections.abc import Collection, Iterable
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from flask_mythic_clients.errors import ClientNotFoundError, StoreError
@@ -88,13 +87,13 @@ class Promises:
         pending = [r.id for r in records if r.id <= operation.seen and r.settled_at is None]
         self.check("confirmed", not pending, f"{kind} ended, still pending: {pending}")
 
-    def over(self, stores: Stores, now: datetime) -> None:
+    def over(self, stores: Stores) -> None:
         """Let the window pass, reconcile, and check that nothing is left to be done."""
         self.broken = ()
         for number in range(1, _ROUNDS + 1):
-            now += 2 * WINDOW
+            stores.let_pass(2 * WINDOW)
             try:
-                done = _reconcile(stores, now)
+                done = _reconcile(stores)
             except Blocked:
                 self.check("agreement", False, f"round {number} of reconcile waits for ever")
                 return
@@ -106,9 +105,8 @@ class Promises:
         self.check("agreement", not stores.held, "a client is held for ever")
 
 
-def _reconcile(stores: Stores, now: datetime) -> Reconciliation:
-    service = DeletionService(stores.repository, stores.kv, RULE, verify_after=WINDOW, clock=lambda: now)
-    return service.reconcile()
+def _reconcile(stores: Stores) -> Reconciliation:
+    return DeletionService(stores.repository, stores.kv, RULE, verify_after=WINDOW).reconcile()
 
 
 def disagreements(row: Row, entries: dict[str, str], *, hosts: bool = True) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Where the schedules of `test_interleavings.py` start: what was done to the client before."""
 
 from collections.abc import Collection, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.errors import KeyValueStoreError
@@ -9,14 +9,17 @@ from flask_mythic_clients.service import DeletionService
 
 from .programs import ID, KEYS, RULE, SERVICE, WINDOW
 from .stores import Database, Start, write_entries
-from .world import LONG_AGO, NOW
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LONG_AGO = NOW - timedelta(days=1)
 
 
 class _Past:
     """An active client with its entries, and what then happened to it."""
 
     def __init__(self) -> None:
-        self.repository, self.store = MemoryRepository(), MemoryStore()
+        self.now = NOW
+        self.repository, self.store = MemoryRepository(lambda: self.now), MemoryStore()
         self.away = False
         self.stale: Collection[str] = ()
         self.written: Collection[str] = ()
@@ -36,8 +39,8 @@ class _Past:
 
     def settled(self, operation: str, when: datetime = NOW) -> "_Past":
         """Let an operation succeed."""
-        service = DeletionService(self.repository, self, RULE, verify_after=WINDOW, clock=lambda: when)
-        SERVICE[operation](service)
+        self.now = when
+        SERVICE[operation](DeletionService(self.repository, self, RULE, verify_after=WINDOW))
         return self
 
     def pending(self, operation: str) -> "_Past":
@@ -58,7 +61,7 @@ class _Past:
 
     def start(self) -> Start:
         """Return what has become of it."""
-        database = Database(self.repository._rows, self.repository._records, set())
+        database = Database(self.repository._rows, self.repository._records, set(), NOW)
         return Start(database, self.store._entries, tuple(self.stale), tuple(self.written))
 
 

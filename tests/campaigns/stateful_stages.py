@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 import sqlalchemy as sa
@@ -179,6 +179,10 @@ class Stage:
         """Insert a row, as the host does."""
         raise NotImplementedError
 
+    def move_the_clock(self, by: timedelta) -> None:
+        """Move the repository's clock forward, or back."""
+        raise NotImplementedError
+
     def entries(self, keys: Sequence[str]) -> dict[str, str]:
         """Read those of the entries that are there."""
         return {key: value for key in keys if (value := self.raw.get(key)) is not None}
@@ -195,7 +199,8 @@ class MemoryStage(Stage):
 
     def clear(self) -> None:
         super().clear()
-        self._rows = self.repository = MemoryRepository()
+        self._now = datetime(2026, 1, 1, tzinfo=UTC)
+        self._rows = self.repository = MemoryRepository(lambda: self._now)
         self.store = self.raw = self._make_store()
 
     def rows(self) -> dict[str, bool]:
@@ -206,6 +211,9 @@ class MemoryStage(Stage):
 
     def insert(self, row: Row) -> None:
         self._rows.add(row.id, name=row.name, status=row.status, publishable_key=row.publishable_key)
+
+    def move_the_clock(self, by: timedelta) -> None:
+        self._now += by
 
 
 class RealStage(Stage):
@@ -264,6 +272,15 @@ class RealStage(Stage):
     def insert(self, row: Row) -> None:
         self._eyes.execute(self._clients.insert().values(vars(row)))
 
+    def move_the_clock(self, by: timedelta) -> None:
+        """Move what was written by the clock the other way: a server's clock is not a test's to move.
+
+        It comes to the same, for the package only ever compares what the clock wrote with what it tells.
+        """
+        for row in self._eyes.execute(sa.select(self._ledger)).mappings().all():
+            times = {name: row[name] - by for name in _TIMES if row[name] is not None}
+            self._eyes.execute(self._ledger.update().where(self._ledger.c.id == row["id"]).values(times))
+
     def entries(self, keys: Sequence[str]) -> dict[str, str]:
         if isinstance(self.raw, MemoryStore):
             return super().entries(keys)
@@ -277,9 +294,12 @@ class RealStage(Stage):
             raise sa.exc.OperationalError("COMMIT", {}, Exception("server closed the connection")) from None
 
 
+_TIMES = ("requested_at", "settled_at", "verified_at")
+
+
 def _record(row: Mapping[Any, Any]) -> DeletionRecord:
     keys = tuple(key for key in row["kv_keys"] if key is not None)
-    times = {name: _utc(row[name]) for name in ("requested_at", "settled_at", "verified_at")}
+    times = {name: _utc(row[name]) for name in _TIMES}
     return DeletionRecord(**{**row, **times, "action": Action(row["action"]), "kv_keys": keys})
 
 

@@ -4,7 +4,7 @@ A step returns the answer that the operation gets: a class of exceptions is rais
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flask_mythic_clients.errors import KeyValueStoreError, RepositoryError
@@ -39,10 +39,6 @@ def faults(call: Call) -> Sequence[str]:
     return found
 
 
-def _clock(world: "World", operation: "Operation", fault: str) -> datetime:
-    return world.now
-
-
 def _record(
     world: "World", operation: "Operation", fault: str, change: Change
 ) -> bool | type[RepositoryError]:
@@ -53,17 +49,13 @@ def _record(
 
 
 def _settle(world: "World", operation: "Operation", fault: str, ids: Sequence[str], wait: bool) -> Any:
-    now = world.now
-    return _enter(world, operation, fault, lambda rows: rows.settle(ids, clock=lambda: now, wait=wait))
+    return _enter(world, operation, fault, lambda rows: rows.settle(ids, wait=wait))
 
 
 def _verify(
-    world: "World", operation: "Operation", fault: str, ids: Sequence[str], wait: bool, *when: datetime
+    world: "World", operation: "Operation", fault: str, ids: Sequence[str], wait: bool, settled_for: timedelta
 ) -> Any:
-    at, before = when
-    return _enter(
-        world, operation, fault, lambda rows: rows.verify(ids, at=at, settled_before=before, wait=wait)
-    )
+    return _enter(world, operation, fault, lambda rows: rows.verify(ids, settled_for=settled_for, wait=wait))
 
 
 def _enter(
@@ -96,11 +88,11 @@ def _pending(world: "World", operation: "Operation", fault: str, after: Deletion
 
 
 def _due(
-    world: "World", operation: "Operation", fault: str, before: datetime, after: DeletionRecord | None
+    world: "World", operation: "Operation", fault: str, settled_for: timedelta, after: DeletionRecord | None
 ) -> Any:
     if fault:
         return RepositoryError
-    return tuple(world.stores.repository.due(settled_before=before, after=after))
+    return tuple(world.stores.repository.due(settled_for=settled_for, after=after))
 
 
 def _apply(world: "World", operation: "Operation", fault: str, *command: Any) -> Any:
@@ -144,7 +136,6 @@ def _write(world: "World", operation: "Operation", fault: str, name: str, status
 
 
 STEPS: Mapping[str, Callable[..., Any]] = {
-    "clock": _clock,
     "record": _record,
     "settle": _settle,
     "verify": _verify,

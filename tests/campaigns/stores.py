@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -38,20 +39,21 @@ class Turnstile:
 
 
 class Database(NamedTuple):
-    """What the repository keeps."""
+    """What the repository keeps, and what its clock tells."""
 
     rows: dict[str, Any]
     records: dict[int, DeletionRecord]
     held: set[str]
+    now: datetime
 
     def copy(self) -> "Database":
         """Copy it, for the repository changes all of it in place."""
         rows = {id: SimpleNamespace(**vars(row)) for id, row in self.rows.items()}
-        return Database(rows, dict(self.records), set(self.held))
+        return Database(rows, dict(self.records), set(self.held), self.now)
 
 
 class Transaction(NamedTuple):
-    """An open one; in a copy of the stores it can only be begun again, on what it was begun on."""
+    """An open one; in a copy of the stores it can only be begun again, on what it was begun on, and then."""
 
     context: AbstractContextManager[Holding]
     repository: MemoryRepository
@@ -106,6 +108,15 @@ class Stores:
         """The clients that are held."""
         return self.repository._held
 
+    @property
+    def now(self) -> datetime:
+        """What the repository's clock tells."""
+        return self.repository._clock()
+
+    def let_pass(self, time: timedelta) -> None:
+        """Let time pass on the repository's clock."""
+        self._load(self._database._replace(now=self.now + time))
+
     def enter(self, begin: Begin) -> tuple[Holding, Transaction]:
         """Begin a transaction; raises Blocked, and changes nothing, where it has to wait."""
         on = self._database.copy()
@@ -127,10 +138,12 @@ class Stores:
 
     @property
     def _database(self) -> Database:
-        return Database(self.repository._rows, self.repository._records, self.repository._held)
+        repository = self.repository
+        return Database(repository._rows, repository._records, repository._held, self.now)
 
     def _load(self, database: Database) -> None:
-        self.repository._rows, self.repository._records, self.repository._held = database
+        self.repository._rows, self.repository._records, self.repository._held, now = database
+        self.repository._clock = lambda: now
 
 
 def write_entries(kv: MemoryStore, name: str, status: bool) -> None:

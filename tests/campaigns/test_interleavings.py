@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import timedelta
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -26,7 +26,6 @@ import pytest
 from flask_mythic_clients.backends.memory import MemoryRepository, _is_due
 from flask_mythic_clients.errors import ClientNotFoundError, KeyValueStoreError
 from flask_mythic_clients.model import Action, Change, Holding
-from flask_mythic_clients.ports import Clock
 from flask_mythic_clients.service import DeletionService
 
 from .explorer import Explorer, Findings, tell
@@ -156,17 +155,18 @@ def _hold_for_ever(self: MemoryRepository, client_ids: Collection[str], wait: bo
 
 @contextmanager
 def _verify_without_holding(
-    self: MemoryRepository, client_ids: Collection[str], *, at: datetime, settled_before: datetime, wait: bool
+    self: MemoryRepository, client_ids: Collection[str], *, settled_for: timedelta, wait: bool
 ) -> Iterator[Holding]:
-    due = [record for record in self._of(client_ids) if _is_due(record, settled_before)]
+    at = self._clock()
+    due = [record for record in self._of(client_ids) if _is_due(record, at - settled_for)]
     yield from self._stamping(client_ids, [replace(record, verified_at=at) for record in due])
 
 
 @contextmanager
 def _settle_what_others_hold(
-    self: MemoryRepository, client_ids: Collection[str], *, clock: Clock, wait: bool = True
+    self: MemoryRepository, client_ids: Collection[str], *, wait: bool = True
 ) -> Iterator[Holding]:
-    at, held = clock(), set(client_ids) - self._held
+    at, held = self._clock(), set(client_ids) - self._held
     self._held |= held
     try:
         pending = [record for record in self._of(client_ids) if record.settled_at is None]
@@ -190,10 +190,10 @@ class WritesAfterStep1(DeletionService):
     """Writes after step 1 without holding the records, and then stamps them."""
 
     def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
-        if self._repository.record(Change(client_id, action, actor, self._clock()), self._entries):
+        if self._repository.record(Change(client_id, action, actor), self._entries):
             active = action is Action.RESTORE
             self._kv.apply(remove=[], overwrite={KNOWN: value("first", active)})
-        with self._repository.settle([client_id], clock=self._clock):
+        with self._repository.settle([client_id]):
             pass
 
 
@@ -201,7 +201,7 @@ class StampsFirst(DeletionService):
     """Writes only after the records are stamped, and so no longer held."""
 
     def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
-        with self._repository.settle(client_ids, clock=self._clock, wait=wait) as holding:
+        with self._repository.settle(client_ids, wait=wait) as holding:
             pass
         self._bring_in_line(holding)
         return holding

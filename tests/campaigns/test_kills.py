@@ -34,7 +34,7 @@ class Kills:
 
     def __init__(self, served: Served, step: int = 1) -> None:
         self.count = 0
-        self.moments: list[str] = []
+        self.moments: dict[str, list[str]] = {}  # of each action: they differ by a statement
         self._served = served
         self._step = step
 
@@ -46,9 +46,9 @@ class Kills:
             answer = self._served.send(action, client_id, **{"X-Die-At": f"{at}"})
             if answer.status is not None:
                 assert answer.status == 200, answer
-                self.moments = answer.headers["X-Moments"].split("; ")
+                moments = self.moments[action] = answer.headers["X-Moments"].split("; ")
                 # Those before it died at a moment of their own each, and no moment was left out at the end.
-                assert at - self._step <= len(self.moments) < at
+                assert at - self._step <= len(moments) < at
                 return
             self.count += 1
             yield client_id
@@ -76,7 +76,7 @@ def test_a_kill_at_any_moment_of_a_request_leaves_what_one_reconcile_repairs(
     # Now for the command, in a process of its own: it has to finish for all three at once.
     for action in ACTIONS:
         eyes.add([f"last-{action}"], status=action != "restore")
-        moment = f"{kills.moments.index('before the KV call') + 1}"
+        moment = f"{kills.moments[action].index('before the KV call') + 1}"
         assert served.send(action, f"last-{action}", **{"X-Die-At": moment}).status is None
         kills.count += 1
     assert (eyes.pending(), len(eyes.half_deleted())) == (3, 3)

@@ -108,7 +108,7 @@ class _TakesAnOutageForSuccess(DeletionService):
 
 class _WritesAfterTheStamp(DeletionService):
     def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
-        with self._repository.settle(client_ids, clock=self._clock, wait=wait) as holding:
+        with self._repository.settle(client_ids, wait=wait) as holding:
             pass
         self._bring_in_line(holding)
         for record in holding.records:

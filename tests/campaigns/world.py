@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
 from flask_mythic_clients.model import Action
@@ -14,8 +13,6 @@ from .steps import GOES, STEPS, Command, carry_out, faults, leave
 from .stores import Blocked, Row, Start, Stores, Transaction
 
 T = TypeVar("T")
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-LONG_AGO = NOW - timedelta(days=1)
 
 Choice = tuple[int, str]
 """Whose step is next, by its place, and how it goes: GOES, CRASHES or a fault. Two have a place below zero:
@@ -71,7 +68,6 @@ class World:
     ) -> None:
         self.stores = Stores(start.database, start.entries)
         self.promises = Promises(start.stale, start.written)
-        self.now = NOW
         self.late: tuple[Command, ...] = ()
         self.schedule: tuple[Choice, ...] = ()
         self._programs = programs
@@ -105,7 +101,7 @@ class World:
         if self._faults:
             for who, call in running:
                 choices += [(who, fault) for fault in faults(call)]
-                if self.operations[who].started and call.name != "clock":  # or it is as one that never was
+                if self.operations[who].started:  # or it is as one that never was
                     choices.append((who, CRASHES))
         return choices
 
@@ -114,7 +110,8 @@ class World:
         who, how = choice
         self.promises.broken = ()
         if choice == TIME_PASSES:
-            self._let_time_pass()
+            self.stores.let_pass(2 * WINDOW)
+            self._time_passes = False
         elif how == LANDS:
             self._land(-2 - who)
         elif how == CRASHES:
@@ -150,7 +147,7 @@ class World:
             ),
             tuple([self.stores.kv._entries.get(key) for key in KEYS]),
             bool(self.stores.held),
-            self.now,
+            self.stores.now,
             self._time_passes,
             self._faults,
             self.late,
@@ -162,7 +159,7 @@ class World:
     def remains(self) -> tuple[Any, ...]:
         """Return all that matters once the operations have ended."""
         stores = self.stores
-        return stores.row, self.now, tuple(stores.records), tuple(stores.entries.items()), bool(stores.held)
+        return stores.row, stores.now, tuple(stores.records), tuple(stores.entries.items()), bool(stores.held)
 
     def ending(self) -> Ending:
         """Return how it ended."""
@@ -185,19 +182,8 @@ class World:
         return f"{operation.kind} {who + 1} {how or 'does'} {name} {shown}".rstrip()
 
     def _go_on(self, operation: Operation) -> None:
-        """Let the operation run to its next step.
-
-        When it reads a clock is a step of its own while the clock can still move. A request has come before
-        that: the time of a request is told to people and decides nothing.
-        """
-        if operation.call is None:
-            return
-        while True:
-            operation.next = self._programs.next(operation.kind, operation.answers)
-            told = operation.call is not None and operation.call.name == "clock"
-            if not told or (self._time_passes and operation.started):
-                break
-            operation.answers += (self._programs.number(self.now),)
+        """Let the operation run to its next step."""
+        operation.next = self._programs.next(operation.kind, operation.answers)
         if isinstance(operation.next, End) and operation.kind not in HOST:
             self.promises.ended(operation, operation.next, self.stores.records)
 
@@ -230,12 +216,6 @@ class World:
         self.late = self.late[:place] + self.late[place + 1 :]
         carry_out(self, command)
         self.promises.written |= {key for key, _ in command[1]}
-
-    def _let_time_pass(self) -> None:
-        self.now += 2 * WINDOW
-        self._time_passes = False
-        for operation in self.operations:
-            self._go_on(operation)
 
 
 def is_fault(choice: Choice) -> bool:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import pytest
@@ -12,7 +12,6 @@ import pytest
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import EntryRule, Value
 from flask_mythic_clients.model import Change, DeletionRecord, Holding
-from flask_mythic_clients.ports import Clock
 from flask_mythic_clients.testing import ClientRepositoryContract, KeyValueStoreContract
 
 _T = TypeVar("_T", bound=type)
@@ -118,8 +117,8 @@ class AnswersFromAReadBeforeTheWrite(MemoryRepository):
 @fails("test_settle_stamps_all_pending_records_of_the_client")
 class StampsOnlyTheNewest(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
-        with super().settle(client_ids, clock=clock, **wait) as holding:
+    def settle(self, client_ids: Collection[str], **wait: bool) -> Iterator[Holding]:
+        with super().settle(client_ids, **wait) as holding:
             yield holding
         for record in holding.records[:-1]:
             self._records[record.id] = replace(record, settled_at=None)
@@ -132,8 +131,8 @@ class StampsOnlyTheNewest(MemoryRepository):
 )
 class NeverRollsBack(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
-        with super().settle(client_ids, clock=clock, **wait) as holding:
+    def settle(self, client_ids: Collection[str], **wait: bool) -> Iterator[Holding]:
+        with super().settle(client_ids, **wait) as holding:
             self._records.update((record.id, record) for record in holding.records)
             yield holding
 
@@ -147,8 +146,8 @@ class NeverRollsBack(MemoryRepository):
 @fails("test_an_exception_in_settles_block_leaves_all_pending_and_comes_out_unchanged")
 class SwallowsTheException(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
-        with suppress(Exception), super().settle(client_ids, clock=clock, **wait) as holding:
+    def settle(self, client_ids: Collection[str], **wait: bool) -> Iterator[Holding]:
+        with suppress(Exception), super().settle(client_ids, **wait) as holding:
             yield holding
 
 
@@ -201,54 +200,56 @@ class VerifiesWithoutHoldingTheClients(MemoryRepository):
 @fails("test_a_settler_that_waited_yields_the_client_as_it_is_after_the_wait")
 class ReadsTheClientsBeforeItWaits(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
+    def settle(self, client_ids: Collection[str], **wait: bool) -> Iterator[Holding]:
         clients = self._clients(client_ids)
-        with super().settle(client_ids, clock=clock, **wait) as holding:
+        with super().settle(client_ids, **wait) as holding:
             yield replace(holding, clients=clients)
 
 
 @fails("test_settle_yields_the_clients_also_when_nothing_is_pending")
 class ReadsOnlyClientsWithRecords(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
-        with super().settle(client_ids, clock=clock, **wait) as holding:
+    def settle(self, client_ids: Collection[str], **wait: bool) -> Iterator[Holding]:
+        with super().settle(client_ids, **wait) as holding:
             yield holding if holding.records else Holding((), {})
 
 
 @fails("test_a_change_recorded_while_the_client_is_held_is_still_pending_afterwards")
 class StampsWhatItDidNotHold(MemoryRepository):
     @contextmanager
-    def settle(self, client_ids: Collection[str], *, clock: Clock, **wait: bool) -> Iterator[Holding]:
-        with super().settle(client_ids, clock=clock, **wait) as holding:
+    def settle(self, client_ids: Collection[str], **wait: bool) -> Iterator[Holding]:
+        with super().settle(client_ids, **wait) as holding:
             yield holding
         for record in self._of(client_ids):
-            self._records[record.id] = replace(record, settled_at=record.settled_at or clock())
+            self._records[record.id] = replace(record, settled_at=record.settled_at or self._clock())
 
 
 @fails("test_verify_leaves_pending_records_alone")
 class VerifiesPendingRecords(MemoryRepository):
     @contextmanager
-    def verify(self, client_ids: Collection[str], *, at: datetime, **options: Any) -> Iterator[Holding]:
-        with super().verify(client_ids, at=at, **options) as holding:
+    def verify(self, client_ids: Collection[str], **options: Any) -> Iterator[Holding]:
+        with super().verify(client_ids, **options) as holding:
             yield holding
         for record in self._of(client_ids):
-            self._records[record.id] = replace(record, verified_at=at)
+            self._records[record.id] = replace(record, verified_at=self._clock())
 
 
 @fails("test_the_history_tells_what_was_recorded")
-class LosesMicroseconds(MemoryRepository):
-    def record(self, change: Change, entries: EntryRule) -> bool:
-        return super().record(
-            replace(change, requested_at=change.requested_at.replace(microsecond=0)), entries
-        )
+class StampsWithAnotherClock(MemoryRepository):
+    @contextmanager
+    def settle(self, client_ids: Collection[str], **wait: bool) -> Iterator[Holding]:
+        with super().settle(client_ids, **wait) as holding:
+            yield holding
+        for record in holding.records:
+            self._records[record.id] = replace(record, settled_at=self._clock() - timedelta(minutes=5))
 
 
 @fails("test_records_settled_at_the_same_time_are_on_pages_once")
 class PagesByTimeAlone(MemoryRepository):
-    def due(self, *, settled_before: datetime, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+    def due(self, *, settled_for: timedelta, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         if after is not None:
             after = replace(after, id=len(self._records))
-        return super().due(settled_before=settled_before, after=after)
+        return super().due(settled_for=settled_for, after=after)
 
 
 @fails("test_pages_hold_all_pending_records_once_in_order")

@@ -1,6 +1,7 @@
 """Our repositories meet the contract, on every database and by every plan of step 1."""
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, ClassVar
 
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
 from flask_mythic_clients.ports import ClientRepository
-from flask_mythic_clients.testing import AddClient, ClientRepositoryContract
+from flask_mythic_clients.testing import AddClient, ClientRepositoryContract, LetTimePass
 from tests.hosts import Host, make_host
 
 
@@ -21,6 +22,14 @@ class TestMemoryRepository(ClientRepositoryContract):
     @pytest.fixture
     def repository(self) -> MemoryRepository:
         return MemoryRepository()
+
+    @pytest.fixture
+    def let_time_pass(self, repository: MemoryRepository) -> LetTimePass:
+        def go_on(seconds: float) -> None:
+            clock = repository._clock
+            repository._clock = lambda: clock() + timedelta(seconds=seconds)
+
+        return go_on
 
     @pytest.fixture
     def add_client(self, repository: MemoryRepository) -> AddClient:
@@ -73,6 +82,10 @@ class SQLAlchemyContract(ClientRepositoryContract):
     def repository(self, host: Host) -> Iterator[ClientRepository]:
         with host.flask.app_context():
             yield SQLAlchemyRepository(host.db, host.model, **self.columns)
+
+    @pytest.fixture
+    def let_time_pass(self, host: Host) -> LetTimePass:
+        return host.let_time_pass
 
     @pytest.fixture
     def add_client(self, host: Host) -> AddClient:

@@ -5,7 +5,6 @@ import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +18,8 @@ from flask_mythic_clients.ports import KeyValueStore
 from tests.hosts import Host, KeyValue, make_host
 
 KV_KEYS = ["client:{id}", "publishable_key:{publishable_key}"]
+# What stands before our statements on MariaDB: how long each may wait for a row, and for a table.
+BOUNDED = "SET STATEMENT innodb_lock_wait_timeout=1, lock_wait_timeout=1 FOR "
 CONFIG = {"MYTHIC_CLIENTS_KV_KEYS": KV_KEYS}
 AWAY = RedisStore.from_url("redis://127.0.0.1:1/0", timeout=0.2)  # nobody listens on port 1
 
@@ -107,15 +108,8 @@ class Scene:
         return bool(self.raw.get(f"client:{id}") == document(id, status)) and self.pending() == 0
 
     def age(self, seconds: float = 3600) -> None:
-        """Let time pass for what is settled."""
-        with self.host.flask.app_context(), self.host.db.engine.begin() as connection:
-            ledger = self.host.db.metadata.tables["client_deletions"]
-            for id, settled_at in connection.execute(
-                sa.select(ledger.c.id, ledger.c.settled_at).where(ledger.c.verified_at.is_(None))
-            ).all():
-                if settled_at is not None:
-                    before = settled_at - timedelta(seconds=seconds)
-                    connection.execute(ledger.update().where(ledger.c.id == id).values(settled_at=before))
+        """Let time pass for what is in the ledger."""
+        self.host.let_time_pass(seconds)
 
     @contextmanager
     def second_connection(self) -> Iterator[sa.Connection]:

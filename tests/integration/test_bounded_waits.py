@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -48,8 +48,7 @@ def test_who_does_not_wait_is_not_kept_by_the_plan_of_a_small_table(
             scene.add(id)
             assert scene.host.delete(id).status_code == 200
         repository = SQLAlchemyRepository(scene.host.db, scene.host.model)
-        now = datetime.now(UTC)
-        verify = partial(repository.verify, at=now, settled_before=now)
+        verify = partial(repository.verify, settled_for=timedelta())
         with scene.host.flask.app_context(), verify(["acme"]), verify(["acme", "other"], wait=False) as held:
             assert [record.client_id for record in held.records] == ["other"]
 
@@ -73,7 +72,7 @@ def test_a_pool_that_has_no_connection_left_is_a_503(
 def test_on_sqlite_a_writer_gives_up_on_a_turn_that_does_not_come(
     empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_mythic_clients.backends.sqlalchemy.dialects.sqlite._TURN_SECONDS", 0.3)
+    monkeypatch.setattr("flask_mythic_clients.backends.sqlalchemy.dialects.turns._TURN_SECONDS", 0.3)
     with make_scene(empty_database("sqlite"), empty_kv("memory")) as scene, ThreadPoolExecutor(1) as other:
         scene.add("acme")
         scene.add("other")

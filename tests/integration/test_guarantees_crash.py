@@ -36,7 +36,7 @@ def _in_step_1(scene: Scene) -> Iterator[None]:
     """Its last statement was executed; committed only where the statement commits by itself."""
 
     def die(_conn: object, _cursor: object, statement: str, *_: object) -> None:
-        if not statement.startswith("SET"):
+        if not statement.startswith(("SET TRANSACTION", "START TRANSACTION")):
             raise Crash
 
     with scene.host.flask.app_context():

@@ -99,7 +99,7 @@ class TestARedisCluster:
 
         with pytest.raises(KeyValueStoreError) as raised:
             RedisStore(Cluster()).apply(remove=["client:a"], overwrite={})  # type: ignore[arg-type]
-        assert raised.value.__cause__ is error
+        assert raised.value.cause == "redis.exceptions.RedisClusterException"
 
 
 class TestAHostileTenant:
@@ -219,11 +219,7 @@ class TestADatabaseThatIsOutOfDate:
         assert scene.status() is True
 
     def test_another_error_is_not_taken_for_it(self, scene: Scene) -> None:
-        wrong = {
-            "postgresql": "SELECT 1 / 0",
-            "mariadb": "SIGNAL SQLSTATE '45000'",
-            "sqlite": "SELECT json('{')",
-        }[scene.kind]
+        wrong = "SELECT json('{')" if scene.kind == "sqlite" else "SELECT nobody_knows_it()"
 
         def do_execute(cursor: Any, *_: object) -> None:
             cursor.execute(wrong)  # not `scene`: SQLAlchemy keeps this function in a cache
@@ -232,7 +228,7 @@ class TestADatabaseThatIsOutOfDate:
             sa.event.listen(scene.host.db.engine, "do_execute", do_execute)
         result = _run(scene.host, "delete", "acme")
         assert result.exit_code == 3
-        assert "did not answer" in result.stderr
+        assert "this is no outage" in result.stderr
         assert "create_all" not in result.stderr
 
 

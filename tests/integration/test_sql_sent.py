@@ -19,7 +19,7 @@ from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue, client_model, mounting
 
-from .scene import AWAY, CONFIG, Scene, make_scene
+from .scene import AWAY, BOUNDED, CONFIG, Scene, make_scene
 
 ACTION = {Action.SOFT: "UPDATE", Action.HARD: "DELETE"}
 
@@ -76,10 +76,11 @@ def test_postgresql_gets_one_statement_then_one_update_and_one_read(
 ) -> None:
     with open_scene(empty_database("postgresql")) as scene, sent(scene) as log:
         scene.act(action)
-    changed = rf"WITH changed AS \({ACTION[action]} .* RETURNING .*\) INSERT INTO client_deletions .* SELECT"
+    changed = rf"WITH changed AS \({ACTION[action]} .* RETURNING .*\), "
+    changed += r"recorded AS \(INSERT INTO client_deletions .* RETURNING .*\) SELECT EXISTS"
     step_2 = ["UPDATE client_deletions SET settled_at", "SELECT .* FROM clients", "KV", "COMMIT"]
     _matches(log, [changed, "COMMIT", *step_2])
-    assert "synchronous_commit" not in log[0]
+    assert "pg_trigger" in log[0]
     assert "BYTEA" not in log[0]  # the id is compared as it is, by its index
     assert "set_config" in log[2]
 
@@ -193,24 +194,26 @@ def _asked_at_commit(scene: Scene, action: Action, question: str) -> list[Any]:
     return answers
 
 
-# MySQL has no WAIT, and is what a URL may call MariaDB.
-@pytest.mark.parametrize(("driver", "wait"), [("mariadb+pymysql", " WAIT 1"), ("mysql+pymysql", "")])
+# MySQL is what a URL may call MariaDB.
+@pytest.mark.parametrize("driver", ["mariadb+pymysql", "mysql+pymysql"])
 @pytest.mark.parametrize("action", ACTION)
-def test_mariadb_gets_two_statements_for_each_step(
-    database_by: Callable[[str], str], open_scene: Any, action: Action, driver: str, wait: str
+def test_mariadb_gets_few_statements_for_each_step_and_each_is_bounded(
+    database_by: Callable[[str], str], open_scene: Any, action: Action, driver: str
 ) -> None:
     with open_scene(database_by(driver)) as scene, sent(scene) as log:
         scene.act(action)
     begin = ["SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"]
     change = {"UPDATE": "UPDATE clients SET status", "DELETE": "DELETE FROM clients"}[ACTION[action]]
     insert = "INSERT INTO client_deletions .* SELECT .* FROM clients .* AS BINARY.* FOR UPDATE$"
+    look = ["SELECT clients.status FROM clients"] if action is Action.SOFT else []
     stamp = [
-        f"SELECT .* FROM client_deletions .* FOR UPDATE{wait}$",
+        "SELECT client_deletions.id FROM client_deletions .* FOR UPDATE$",
         "UPDATE client_deletions SET settled_at",
         "SELECT .* FROM client_deletions WHERE client_deletions.id IN",
     ]
-    step_2 = [*begin, *stamp, "SELECT .* FROM clients", "KV", "COMMIT"]
-    _matches(log, [*begin, insert, change, "COMMIT", *step_2])
+    step_1 = [BOUNDED + statement for statement in (insert, change, *look)]
+    step_2 = [BOUNDED + statement for statement in (*stamp, "SELECT .* FROM clients")]
+    _matches(log, [*begin, *step_1, "COMMIT", *begin, *step_2, "KV", "COMMIT"])
 
 
 @pytest.mark.parametrize("action", ACTION)
@@ -220,10 +223,11 @@ def test_sqlite_writes_first_in_each_step(
     with open_scene(empty_database("sqlite")) as scene, sent(scene) as log:
         scene.act(action)
     change = {"UPDATE": "UPDATE clients SET status", "DELETE": "DELETE FROM clients"}[ACTION[action]]
-    step_1 = ["INSERT INTO client_deletions .* SELECT .* FROM clients", change, "COMMIT"]
-    # The first UPDATE takes the write lock, so that the clock is read after the wait for it.
-    lock, stamp = "UPDATE client_deletions SET actor=", "UPDATE client_deletions SET settled_at=.* RETURNING"
-    _matches(log, [*step_1, lock, stamp, "SELECT .* FROM clients", "KV", "COMMIT"])
+    insert = "INSERT INTO client_deletions .* SELECT .* FROM clients"
+    look = "SELECT clients.status FROM clients"
+    stamp = "UPDATE client_deletions SET settled_at=.* RETURNING"
+    step_2 = [stamp, "SELECT .* FROM clients", "KV", "COMMIT"]
+    _matches(log, [insert, change, look, "COMMIT", *step_2])
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
@@ -244,11 +248,12 @@ def test_reconcile_first_takes_what_nobody_holds(
         "SELECT .* FROM client_deletions .* FOR UPDATE SKIP LOCKED$",
         "SELECT .* FROM client_deletions .* IS NULL$",
     ]
-    lock = {"postgresql": [], "mariadb": ["SELECT .* FOR UPDATE WAIT 1$"]}[database]
+    lock = {"postgresql": [], "mariadb": ["SELECT .* FOR UPDATE$"]}[database]
     read = {"postgresql": [], "mariadb": ["SELECT .* FROM client_deletions WHERE .*id IN"]}[database]
     stamp = [*free, *lock, "UPDATE client_deletions SET settled_at", *read]
     page = [*begin, "SELECT .* FROM client_deletions .* LIMIT", "COMMIT"]
     settle = [*begin, *stamp, "SELECT .* FROM clients", "KV", "COMMIT"]
+    log = [line.removeprefix(BOUNDED) for line in log]
     # Page and page after it, once leaving what is held and once waiting for it; then what is to be verified.
     _matches(log, [*page, *settle, *page, *page, *page, *page])
 

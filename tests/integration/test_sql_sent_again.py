@@ -12,7 +12,7 @@ from flask_mythic_clients import RepositoryError
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue
 
-from .scene import Scene, make_scene
+from .scene import BOUNDED, Scene, make_scene
 
 # Statements that fail: by these a server tells of a transaction that it rolled back, and of something else.
 CONFLICTS = {
@@ -47,6 +47,7 @@ def _failing(scene: Scene, failures: list[str]) -> list[str]:
     tried = []
 
     def do_execute(cursor: Any, statement: str, *_: object) -> None:
+        statement = statement.removeprefix(BOUNDED)
         if statement.startswith(("WITH", "INSERT", "UPDATE", "SELECT")) and failures:
             tried.append(statement)
             cursor.execute(failures.pop(0))
@@ -110,7 +111,7 @@ def test_a_real_deadlock_is_survived(scene: Scene) -> None:
         blocked = threading.Thread(target=_lock_record_and_end, args=(other,))
 
         def cross(_conn: object, _cursor: object, statement: str, *_: object) -> None:
-            if statement.startswith("UPDATE client_deletions") and not blocked.ident:
+            if statement.removeprefix(BOUNDED).startswith("UPDATE client_deletions") and not blocked.ident:
                 blocked.start()
 
         sa.event.listen(_engine(scene), "after_cursor_execute", cross)
@@ -147,7 +148,7 @@ def test_a_connection_closed_between_the_steps_or_in_one_is_replaced(
 
     def close(_conn: object, _cursor: object, statement: str, *_: object) -> None:
         starts = ("WITH", "INSERT") if step == 1 else ("UPDATE client_deletions", "SELECT client_deletions")
-        if statement.startswith(starts) and not closed:
+        if statement.removeprefix(BOUNDED).startswith(starts) and not closed:
             closed.append(_close_all(scene))
 
     sa.event.listen(_engine(scene), "before_cursor_execute", close)
@@ -162,7 +163,7 @@ def test_a_database_that_closes_every_connection_is_tried_twice(scene: Scene, qu
     closed = []
 
     def close(_conn: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith(("WITH", "INSERT")):
+        if statement.removeprefix(BOUNDED).startswith(("WITH", "INSERT")):
             closed.append(_close_all(scene))
 
     sa.event.listen(_engine(scene), "before_cursor_execute", close)

@@ -14,6 +14,7 @@ import redis
 
 from flask_mythic_clients import KeyValueStoreError
 from flask_mythic_clients.backends.redis import RedisStore
+from flask_mythic_clients.errors import ForeignError
 from tests.hosts import KeyValue
 
 PASSWORD = "s3cret"
@@ -36,6 +37,11 @@ def listening() -> Iterator[socket.socket]:
 
 def _url(listening: socket.socket, credentials: str = "") -> str:
     return f"redis://{credentials}127.0.0.1:{listening.getsockname()[1]}/0"
+
+
+def _caused(error: Exception, by: type[Exception]) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, ForeignError) and issubclass(cause.kind, by)
 
 
 def _failure(store: RedisStore) -> KeyValueStoreError:
@@ -80,7 +86,7 @@ def test_a_hung_server_is_given_the_timeout_once(listening: socket.socket, timeo
     began = time.monotonic()
     error = _failure(store)
     took = time.monotonic() - began
-    assert isinstance(error.__cause__, redis.TimeoutError)
+    assert _caused(error, redis.TimeoutError)
     assert timeout * 0.9 < took < timeout * 2
     assert _accepted(listening) == 1
 
@@ -96,7 +102,7 @@ def test_a_server_that_hangs_later_is_given_the_timeout_once(kv: KeyValue) -> No
         took = time.monotonic() - began
     finally:
         kv.raw.client_unpause()
-    assert isinstance(error.__cause__, redis.TimeoutError)
+    assert _caused(error, redis.TimeoutError)
     assert took < 0.6
 
 
@@ -113,7 +119,7 @@ def test_after_a_time_out_the_server_is_left_alone_for_a_second(kv: KeyValue) ->
         kv.raw.set("a", "1")
         kv.raw.client_pause(10_000, all=False)
         try:
-            assert isinstance(_failure(store).__cause__, redis.TimeoutError)
+            assert _caused(_failure(store), redis.TimeoutError)
         finally:
             kv.raw.client_unpause()
         assert _failure(store).__cause__ is None  # not asked
@@ -163,7 +169,7 @@ def test_when_the_pause_is_over_one_asks_and_the_others_do_not(monkeypatch: pyte
         assert all(client.asked.acquire(timeout=10) for _ in range(2))
         assert _failure(store).__cause__ is None
         client.go_on.set()
-        assert isinstance(asking.result(10).__cause__, redis.TimeoutError)
+        assert _caused(asking.result(10), redis.TimeoutError)
 
 
 def test_an_answer_that_is_no_time_out_ends_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +179,7 @@ def test_an_answer_that_is_no_time_out_ends_the_pause(monkeypatch: pytest.Monkey
     store = RedisStore(client)
     _failure(store)
     time.sleep(0.02)
-    assert isinstance(_failure(store).__cause__, redis.ConnectionError)
+    assert _caused(_failure(store), redis.ConnectionError)
     with pytest.raises(redis.DataError):
         store.apply(remove=["a"], overwrite={})
     assert store.apply(remove=["a"], overwrite={}) == {"a"}
@@ -182,7 +188,7 @@ def test_an_answer_that_is_no_time_out_ends_the_pause(monkeypatch: pytest.Monkey
 def test_a_server_that_refuses_is_asked_again_at_once() -> None:
     store = RedisStore.from_url("redis://127.0.0.1:1/0")
     for _ in range(3):
-        assert isinstance(_failure(store).__cause__, redis.ConnectionError)
+        assert _caused(_failure(store), redis.ConnectionError)
 
 
 def test_a_connection_that_the_server_closed_is_replaced(kv: KeyValue) -> None:
@@ -210,7 +216,7 @@ def test_a_server_that_always_closes_is_not_tried_more_than_twice(listening: soc
     error = _failure(RedisStore.from_url(_url(listening), timeout=0.5))
     listening.shutdown(socket.SHUT_RDWR)
     closer.join(5)
-    assert isinstance(error.__cause__, redis.ConnectionError)
+    assert _caused(error, redis.ConnectionError)
     assert 1 <= len(tried) <= 2  # redis-py before 7 gives up sooner
 
 
@@ -221,7 +227,7 @@ def test_a_replica_that_may_not_be_written_to_has_not_confirmed(kv: KeyValue) ->
         error = _failure(kv.store)  # type: ignore[arg-type]
     finally:
         kv.raw.replicaof("NO", "ONE")
-    assert isinstance(error.__cause__, redis.ReadOnlyError)
+    assert _caused(error, redis.ReadOnlyError)
     assert kv.raw.get("a") == "1"
 
 
@@ -234,7 +240,7 @@ def test_a_user_without_the_right_has_not_confirmed(kv: KeyValue) -> None:
         error = _failure(RedisStore.from_url(kv.url.replace("redis://", f"redis://reader:{PASSWORD}@")))
     finally:
         kv.raw.acl_deluser("reader")
-    assert isinstance(error.__cause__, redis.ResponseError)
+    assert _caused(error, redis.ResponseError)
     assert PASSWORD not in _shown(error)
 
 

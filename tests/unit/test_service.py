@@ -43,14 +43,14 @@ class World:
     """A service, and what lies behind it."""
 
     def __init__(self, **options: Any) -> None:
-        self.rows, self.kv, self.clock = MemoryRepository(), MemoryStore(), Clock()
+        self.clock = Clock()
+        self.rows, self.kv = MemoryRepository(self.clock), MemoryStore()
         self.announced: list[DeletionRecord] = []
         self.away = False
         self.service = DeletionService(
             self.rows,
             self,
             options.pop("entries", entries),
-            clock=self.clock,
             verify_after=WINDOW,
             on_settled=self.announced.append,
             **options,
@@ -345,7 +345,7 @@ def test_reconcile_finishes_what_nobody_holds_and_then_waits_for_the_rest() -> N
         return world.service.history(id)[0].settled_at is not None
 
     with ThreadPoolExecutor(1) as other:
-        with pytest.raises(LookupError), world.rows.settle(["b"], clock=world.clock):  # noqa: PT012
+        with pytest.raises(LookupError), world.rows.settle(["b"]):  # noqa: PT012
             reconciling = other.submit(world.service.reconcile)
             deadline = time.monotonic() + 10
             while not (is_settled("a") and is_settled("c")) and time.monotonic() < deadline:
@@ -366,9 +366,8 @@ def test_reconcile_verifies_what_nobody_holds_and_then_waits_for_the_rest() -> N
     def is_verified(id: str) -> bool:
         return world.service.history(id)[0].verified_at is not None
 
-    now = world.clock.now
     with ThreadPoolExecutor(1) as other:
-        with pytest.raises(LookupError), world.rows.verify(["b"], at=now, settled_before=now):  # noqa: PT012
+        with pytest.raises(LookupError), world.rows.verify(["b"], settled_for=WINDOW):  # noqa: PT012
             reconciling = other.submit(world.service.reconcile)
             deadline = time.monotonic() + 10
             while not (is_verified("a") and is_verified("c")) and time.monotonic() < deadline:
@@ -383,7 +382,7 @@ def test_a_request_waits_for_whoever_holds_the_client() -> None:
     world.add()
     world.fail("soft_delete")
     with ThreadPoolExecutor(1) as other:
-        with world.rows.settle(["acme"], clock=world.clock):
+        with world.rows.settle(["acme"]):
             asking = other.submit(world.act, "soft_delete")
             with pytest.raises(TimeoutError):
                 asking.result(0.2)
@@ -395,12 +394,12 @@ def test_reconcile_looks_for_what_is_due_and_for_nothing_younger() -> None:
     asked = []
 
     def due(**options: Any) -> list[DeletionRecord]:
-        asked.append(options["settled_before"])
+        asked.append(options["settled_for"])
         return []
 
     world.rows.due = due  # type: ignore[method-assign,assignment]
     world.service.reconcile()
-    assert set(asked) == {world.clock.now - WINDOW}
+    assert set(asked) == {WINDOW}
 
 
 def test_each_client_whose_entries_came_back_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

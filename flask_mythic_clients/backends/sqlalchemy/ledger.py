@@ -1,7 +1,7 @@
 """The ledger table `client_deletions`, and what is read from it."""
 
 from collections.abc import Collection
-from datetime import UTC, datetime
+from datetime import UTC, timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 
 from ...errors import ConfigurationError
 from ...model import Action, Backlog, DeletionRecord
-from ...ports import Clock
 from .dialects import Dialect
 
 _PAGE = 100
@@ -68,24 +67,29 @@ class Ledger:
         self._pending = table.c.verified_at.is_(None) & table.c.settled_at.is_(None)
 
     def settle(
-        self, session: Session, dialect: Dialect, client_ids: Collection[str], clock: Clock, wait: bool
+        self, session: Session, dialect: Dialect, client_ids: Collection[str], wait: bool
     ) -> list[DeletionRecord]:
         """Lock and stamp the pending records of the clients; waits for whoever holds one, or leaves it."""
-        pending = self.table.c.client_id.in_(client_ids) & self.table.c.settled_at.is_(None)
-        return self._stamp(session, dialect, pending, "settled_at", clock, wait)
+        pending: sa.ColumnElement[bool] = self.table.c.client_id.in_(
+            client_ids
+        ) & self.table.c.settled_at.is_(None)
+        if not wait:
+            pending = self._free(session, dialect, pending)
+        return list(map(_record, dialect.stamp(session, self.table, pending, "settled_at")))
 
     def verify(
         self,
         session: Session,
         dialect: Dialect,
         client_ids: Collection[str],
-        at: datetime,
-        settled_before: datetime,
+        settled_for: timedelta,
         wait: bool,
     ) -> list[DeletionRecord]:
-        """Lock and stamp the clients' settled records that nobody has verified."""
-        due = self.table.c.client_id.in_(client_ids) & self._due(settled_before)
-        return self._stamp(session, dialect, due, "verified_at", lambda: at, wait)
+        """Lock and stamp the clients' records that are due."""
+        due: sa.ColumnElement[bool] = self.table.c.client_id.in_(client_ids) & self._due(dialect, settled_for)
+        if not wait:
+            due = self._free(session, dialect, due)
+        return list(map(_record, dialect.stamp(session, self.table, due, "verified_at")))
 
     def pending(self, session: Session, after: DeletionRecord | None) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.pending`."""
@@ -93,10 +97,10 @@ class Ledger:
         return _records(session, query if after is None else query.where(self.table.c.id > after.id))
 
     def due(
-        self, session: Session, settled_before: datetime, after: DeletionRecord | None
+        self, session: Session, dialect: Dialect, settled_for: timedelta, after: DeletionRecord | None
     ) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.due`."""
-        query, c = self._page(self._due(settled_before)), self.table.c
+        query, c = self._page(self._due(dialect, settled_for)), self.table.c
         if after is not None:
             query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
         return _records(session, query)
@@ -110,45 +114,34 @@ class Ledger:
         """Fulfil `ports.DeletionLedger.backlog`."""
         query = sa.select(sa.func.count(), sa.func.min(self.table.c.requested_at)).where(self._pending)
         pending, oldest = session.execute(query).one()
-        return Backlog(pending, oldest and _utc(oldest))
+        return Backlog(pending, *_utc(oldest))
 
-    def _due(self, settled_before: datetime) -> sa.ColumnElement[bool]:
-        return self.table.c.verified_at.is_(None) & (self.table.c.settled_at <= settled_before)
+    def _due(self, dialect: Dialect, settled_for: timedelta) -> sa.ColumnElement[bool]:
+        c = self.table.c
+        return c.verified_at.is_(None) & (c.settled_at <= dialect.ago(settled_for))
 
     def _page(self, where: sa.ColumnElement[bool]) -> sa.Select[Any]:
         c = self.table.c
         # The order of the index, also where its first columns are all null.
         return sa.select(self.table).where(where).order_by(c.verified_at, c.settled_at, c.id).limit(_PAGE)
 
-    def _stamp(
-        self,
-        session: Session,
-        dialect: Dialect,
-        where: sa.ColumnElement[bool],
-        column: str,
-        clock: Clock,
-        wait: bool,
-    ) -> list[DeletionRecord]:
-        """Lock the records, read the clock, and stamp them."""
-        dialect.lock(session, self.table)
-        if not wait:
-            # By their ids: MariaDB also waits for records that it only comes across, by another index.
-            where = self.table.c.id.in_(self._lock_what_is_free(session, where))
-        return list(map(_record, dialect.stamp(session, self.table, where, column, clock)))
-
-    def _lock_what_is_free(self, session: Session, where: sa.ColumnElement[bool]) -> list[int]:
-        """Lock records that nobody holds; return those of clients of which nobody else holds one.
+    def _free(
+        self, session: Session, dialect: Dialect, where: sa.ColumnElement[bool]
+    ) -> sa.ColumnElement[bool]:
+        """Lock records that nobody holds; leave those of clients of which somebody else holds one.
 
         Two who hold one each of a client's records would write its entries side by side. What was locked
         of such a client stays so until the end of the transaction.
         """
+        dialect.lock(session, self.table)
         c = self.table.c
         query = sa.select(c.id, c.client_id).where(where)
         mine = {id for id, _ in session.execute(query.with_for_update(skip_locked=True))}
         # Another's record, and one made since.
         every = session.execute(query).all()
         disputed = {client_id for id, client_id in every if id not in mine}
-        return [id for id, client_id in every if client_id not in disputed]
+        # By their ids: MariaDB also waits for records that it only comes across, by another index.
+        return c.id.in_([id for id, client_id in every if client_id not in disputed])
 
 
 def _records(session: Session, query: sa.Select[Any]) -> list[DeletionRecord]:
@@ -159,18 +152,15 @@ def _record(row: sa.Row[Any]) -> DeletionRecord:
     keys = row.kv_keys
     if None in keys:  # a template whose column was null wrote a null
         keys = [key for key in keys if key is not None]
-    return DeletionRecord(
-        id=row.id,
-        client_id=row.client_id,
-        action=Action(row.action),
-        actor=row.actor,
-        kv_keys=tuple(keys),
-        requested_at=_utc(row.requested_at),
-        settled_at=row.settled_at and _utc(row.settled_at),
-        verified_at=row.verified_at and _utc(row.verified_at),
-    )
+    times = _utc(row.requested_at, row.settled_at, row.verified_at)
+    return DeletionRecord(row.id, row.client_id, Action(row.action), row.actor, tuple(keys), *times)
 
 
-def _utc(time: datetime) -> datetime:
-    """Return a time as aware UTC; SQLite and MariaDB keep it without its zone."""
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+def _utc(*times: Any) -> list[Any]:
+    """Return times as aware UTC; SQLite and MariaDB keep them without their zone. None stays None."""
+    aware = []
+    for time in times:
+        if time is not None:
+            time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        aware.append(time)
+    return aware

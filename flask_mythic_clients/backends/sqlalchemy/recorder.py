@@ -4,19 +4,28 @@ Planned once for an engine, a rule and an action, then taken. Where SQL can buil
 host's has to run in Python: one statement where the database can, two elsewhere. Otherwise the unit of work.
 """
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.exc import StaleDataError
 
 from ...entries import EntryRule, KeyTemplates
 from ...model import Action, Change
 from .dialects import Dialect
 from .rows import ClientRows
 
+_COUNTED = {"preserve_rowcount": True}
 # A parameter must not be named like a column that is written.
-_KEY, _CLIENT_ID, _ACTOR, _REQUESTED_AT = "of_key", "of_client_id", "of_actor", "of_requested_at"
+_KEY, _CLIENT_ID, _ACTOR = "of_key", "of_client_id", "of_actor"
+
+
+class UndecidedError(Exception):
+    """A statement cannot tell what happened, and has changed nothing: the unit of work can."""
+
+
+class KeptError(Exception):
+    """The database let the row be as it was, or the ledger without its record, and raised nothing."""
 
 
 class Plan(Protocol):
@@ -26,7 +35,10 @@ class Plan(Protocol):
     """Whether it is a single statement, which is a transaction by itself."""
 
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:
-        """Take the step for the row of that key; return False where there is nothing to change."""
+        """Take the step for the row of that key; return False where there is nothing to change.
+
+        Raises KeptError, to be rolled back, and UndecidedError.
+        """
         ...
 
 
@@ -45,40 +57,59 @@ class Recorder:
             plan = plans[kind] = self._make(dialect, change, entries)
         return plan
 
+    def unit_of_work(self, dialect: Dialect) -> Plan:
+        """Return the plan that fits every change."""
+        return _UnitOfWork(self._rows, self._ledger, dialect)
+
     def _make(self, dialect: Dialect, change: Change, entries: EntryRule) -> Plan:
-        rows, ledger = self._rows, self._ledger
+        rows = self._rows
         if (
             not isinstance(entries, KeyTemplates)
             or runs_host_code(rows.mapper, change.action)
             or not all(rows.is_plain(name, dialect) for name in ("id", *entries.columns))
         ):
-            return _UnitOfWork(rows, ledger, dialect)
+            return self.unit_of_work(dialect)
         plain = _OneStatement if dialect.one_statement else _TwoStatements
-        return plain(rows, ledger, dialect, change, entries)
+        return plain(rows, self._ledger, dialect, change, entries)
 
 
 class _OneStatement:
-    """WITH changed AS (DELETE … or UPDATE … RETURNING …) INSERT … SELECT … FROM changed."""
+    """WITH changed AS (DELETE … or UPDATE …), recorded AS (INSERT … FROM changed) SELECT …, all in one.
+
+    It cannot look at what comes of it. So it does nothing where triggers would run, and is undecided where it
+    saw a row and did not change it: another request may have been first, or a policy may hide the row.
+    """
 
     alone = True
 
     def __init__(
         self, rows: ClientRows, ledger: sa.Table, dialect: Dialect, change: Change, templates: KeyTemplates
     ) -> None:
+        table = rows.id.table
         columns = [rows.column(name) for name in dict.fromkeys(["id", *templates.columns])]
         applies = rows.applies(sa.bindparam(_KEY, type_=rows.key_type), change, dialect)
-        changed = _dml(rows, change.action).where(applies).returning(*columns).cte("changed")
-        names, values = _values(ledger, change.action, rows.kv_keys(changed, templates, dialect))
-        query = sa.select(*values).select_from(changed)
-        self._statement = sa.insert(ledger).from_select(names, query).returning(ledger.c.id)
+        changing = _dml(rows, change.action).where(applies, dialect.step_1, dialect.unwatched(table, ledger))
+        changed = changing.returning(*columns).cte("changed")
+        names, values = _values(dialect, change.action, rows.kv_keys(changed, templates, dialect))
+        insert = sa.insert(ledger).from_select(names, sa.select(*values).select_from(changed))
+        recorded = insert.returning(ledger.c.id).cte("recorded")
+        seen = sa.exists().where(applies).select_from(table)
+        self._statement = sa.select(sa.exists().select_from(recorded), seen)
 
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:  # noqa: ARG002
         """Fulfil `Plan.take`."""
-        return session.execute(self._statement, _parameters(key, change)).first() is not None
+        parameters = {_KEY: key, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
+        try:
+            recorded, seen = session.execute(self._statement, parameters).one()
+        except sa.exc.NotSupportedError as error:  # a rule of the host's stands in the way of this form
+            raise UndecidedError from error
+        if seen and not recorded:
+            raise UndecidedError
+        return bool(recorded)
 
 
 class _TwoStatements:
-    """INSERT … SELECT … FOR UPDATE, which locks the row; then DELETE or UPDATE it.
+    """INSERT … SELECT … FOR UPDATE, which locks the row; then DELETE or UPDATE it, and look.
 
     Writing first also takes SQLite's write lock at once: a reader that becomes a writer fails.
     """
@@ -88,26 +119,37 @@ class _TwoStatements:
     def __init__(
         self, rows: ClientRows, ledger: sa.Table, dialect: Dialect, change: Change, templates: KeyTemplates
     ) -> None:
-        table = rows.id.table
-        applies = rows.applies(sa.bindparam(_KEY, type_=rows.key_type), change, dialect)
-        names, values = _values(ledger, change.action, rows.kv_keys(table, templates, dialect))
+        table, key = rows.id.table, sa.bindparam(_KEY, type_=rows.key_type)
+        applies = rows.applies(key, change, dialect)
+        names, values = _values(dialect, change.action, rows.kv_keys(table, templates, dialect))
         query = sa.select(*values).select_from(table).where(applies).with_for_update()
         self._insert = sa.insert(ledger).from_select(names, query)
         self._change = _dml(rows, change.action).where(applies)
+        self._look = sa.select(rows.status).where(dialect.same(rows.id, key))
+        self._applies = sa.select(rows.status).where(applies)
+        self._skips_rows = dialect.skips_rows
 
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:  # noqa: ARG002
         """Fulfil `Plan.take`."""
-        parameters = _parameters(key, change)
-        options = {"preserve_rowcount": True}
-        inserted: Any = session.execute(self._insert, parameters, execution_options=options)
+        of_row = {_KEY: key}
+        parameters = {**of_row, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
+        inserted: Any = session.execute(self._insert, parameters, execution_options=_COUNTED)
         if inserted.rowcount == 0:
+            if self._skips_rows and session.execute(self._applies, of_row).first() is not None:
+                raise KeptError  # a trigger of the ledger's
             return False
-        session.execute(self._change, {_KEY: key})
+        changed: Any = session.execute(self._change, of_row, execution_options=_COUNTED)
+        if change.action is Action.HARD and not self._skips_rows:
+            kept = changed.rowcount == 0
+        else:
+            kept = not _is_as_wished(session.execute(self._look, of_row).first(), change.action)
+        if kept:
+            raise KeptError
         return True
 
 
 class _UnitOfWork:
-    """Lock and load the row, ask the host's rule, flush."""
+    """Lock and load the row, ask the host's rule, flush, and look."""
 
     alone = False
 
@@ -118,27 +160,54 @@ class _UnitOfWork:
 
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:
         """Fulfil `Plan.take`."""
-        rows, ledger = self._rows, self._ledger
-        self._dialect.lock(session, ledger)  # before reading, as FOR UPDATE does elsewhere
-        client = rows.read(session, [change.client_id], self._dialect, lock="update").get(change.client_id)
+        rows, ledger, dialect = self._rows, self._ledger, self._dialect
+        dialect.lock(session, ledger)  # before reading, as FOR UPDATE does elsewhere
+        client = rows.read(session, [change.client_id], dialect, lock="update").get(change.client_id)
         if client is None or not change.applies_to(client):
             return False
         record = {
             "client_id": change.client_id,
             "action": change.action.value,
             "actor": change.actor,
-            "requested_at": change.requested_at,
+            "requested_at": dialect.began,
             "kv_keys": list(entries(client)),
         }
+        looks = rows.looks(client, change.action)
         if change.action is not Action.HARD:
             rows.set_active(client.row, change.action is Action.RESTORE)
         elif runs_host_code(rows.mapper, Action.HARD):
             session.delete(client.row)
         else:
             session.execute(_dml(rows, Action.HARD).where(rows.id == key))
-        session.flush()
-        session.execute(sa.insert(ledger).values(record))
+        _flush(session)
+        insert = sa.insert(ledger).values(record)
+        recorded: Any = session.execute(insert, execution_options=_COUNTED)
+        found = [session.execute(look).first() for look in looks]
+        if recorded.rowcount == 0 or not all(_is_as_wished(row, change.action) for row in found):
+            raise KeptError
         return True
+
+
+def _flush(session: Session) -> None:
+    try:
+        session.flush()
+    except StaleDataError as error:
+        raise KeptError from error  # the row is locked: nobody else has changed it
+    except sa.exc.SAWarning as error:
+        if "expected to delete" not in str(error):
+            raise
+        raise KeptError from error  # where warnings are errors; elsewhere the look finds it
+    except AssertionError as error:
+        if "Dependency rule" not in str(error):
+            raise  # a listener's of the host's
+        raise sa.exc.InvalidRequestError("The key of a dependent row cannot be null.") from error
+
+
+def _is_as_wished(found: sa.Row[Any] | None, action: Action) -> bool:
+    """Whether what is found of a row after its change, its status or nothing, is what the action wants."""
+    if action is Action.HARD:
+        return found is None
+    return found is not None and bool(found[0]) is (action is Action.RESTORE)
 
 
 def runs_host_code(mapper: Mapper[Any], action: Action) -> bool:
@@ -162,23 +231,14 @@ def _dml(rows: ClientRows, action: Action) -> Any:
 
 
 def _values(
-    ledger: sa.Table, action: Action, kv_keys: sa.ColumnElement[Any]
+    dialect: Dialect, action: Action, kv_keys: sa.ColumnElement[Any]
 ) -> tuple[list[str], list[sa.ColumnElement[Any]]]:
     """Return what a record has, and the expressions for it in the query that an INSERT reads."""
     values: dict[str, sa.ColumnElement[Any]] = {
         "client_id": sa.bindparam(_CLIENT_ID, type_=sa.String),
         "action": sa.literal(action.value),
         "actor": sa.bindparam(_ACTOR, type_=sa.String),
-        "requested_at": sa.bindparam(_REQUESTED_AT, type_=ledger.c.requested_at.type),
+        "requested_at": dialect.began,
         "kv_keys": kv_keys,
     }
     return [*values], [*values.values()]
-
-
-def _parameters(key: Any, change: Change) -> Mapping[str, Any]:
-    return {
-        _KEY: key,
-        _CLIENT_ID: change.client_id,
-        _ACTOR: change.actor,
-        _REQUESTED_AT: change.requested_at,
-    }

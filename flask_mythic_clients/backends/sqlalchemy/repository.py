@@ -1,8 +1,8 @@
 """The repository: the port, each method one step in a transaction."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
-from datetime import datetime
+from contextlib import AbstractContextManager, suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
 
@@ -10,16 +10,16 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Session
 
 from ...entries import EntryRule
-from ...errors import ClientInUseError, ConfigurationError, ConstraintError
+from ...errors import ChangeRefusedError, ConfigurationError, StoreError
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
-from ...ports import Clock
-from .dialects import Dialect, dialect_of
+from .dialects import KNOWN, Dialect, Verdict, dialect_of
 from .ledger import Ledger, ledger_table
 from .mixin import ClientMixin
 from .preview import preview
-from .recorder import Recorder
+from .recorder import KeptError, Recorder, UndecidedError
+from .refusals import holding_back, refusal, touched_by_the_orm
 from .rows import ClientRows
-from .transactions import Transactions
+from .transactions import RefusedError, Transactions
 
 
 class SQLAlchemyRepository:
@@ -50,35 +50,41 @@ class SQLAlchemyRepository:
         if key is None:
             return False
         plan = self._recorder.plan(transactions.dialect, change, entries)
-        step = partial(plan.take, key=key, change=change, entries=entries)
-        refused = ClientInUseError if change.action is Action.HARD else ConstraintError
-        return transactions.write(step, alone=plan.alone, refused=partial(refused, change.client_id))
+        try:
+            with suppress(UndecidedError):
+                step = partial(plan.take, key=key, change=change, entries=entries)
+                return transactions.write(step, change.client_id, alone=plan.alone)
+            plan = self._recorder.unit_of_work(transactions.dialect)
+            step = partial(plan.take, key=key, change=change, entries=entries)
+            return transactions.write(step, change.client_id, alone=plan.alone)
+        except RefusedError as refused:
+            raise self._refusal(refused.verdict, change, transactions) from refused.__cause__
+        except KeptError:
+            raise self._refusal(Verdict.KEPT, change, transactions) from None
 
-    def settle(
-        self, client_ids: Collection[str], *, clock: Clock, wait: bool = True
-    ) -> AbstractContextManager[Holding]:
+    def settle(self, client_ids: Collection[str], *, wait: bool = True) -> AbstractContextManager[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""
-        stamp = partial(self._ledger.settle, client_ids=client_ids, clock=clock, wait=wait)
-        return self._hold(stamp, client_ids if wait else None, None)
+        stamp = partial(self._ledger.settle, client_ids=client_ids, wait=wait)
+        step = partial(self._hold, stamp=stamp, client_ids=client_ids if wait else None, lock=None)
+        return self._transactions().hold(step, client_ids)
 
     def verify(
-        self, client_ids: Collection[str], *, at: datetime, settled_before: datetime, wait: bool = True
+        self, client_ids: Collection[str], *, settled_for: timedelta, wait: bool = True
     ) -> AbstractContextManager[Holding]:
         """Fulfil `ports.DeletionSteps.verify`."""
-        stamp = partial(
-            self._ledger.verify, client_ids=client_ids, at=at, settled_before=settled_before, wait=wait
-        )
-        return self._hold(stamp, client_ids if wait else None, "share")
+        stamp = partial(self._ledger.verify, client_ids=client_ids, settled_for=settled_for, wait=wait)
+        step = partial(self._hold, stamp=stamp, client_ids=client_ids if wait else None, lock="share")
+        return self._transactions().hold(step, client_ids)
 
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.pending`."""
         return self._transactions().read(partial(self._ledger.pending, after=after))
 
-    def due(self, *, settled_before: datetime, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+    def due(self, *, settled_for: timedelta, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.due`."""
-        return self._transactions().read(
-            partial(self._ledger.due, settled_before=settled_before, after=after)
-        )
+        transactions = self._transactions()
+        due = partial(self._ledger.due, dialect=transactions.dialect, settled_for=settled_for, after=after)
+        return transactions.read(due)
 
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
@@ -108,21 +114,36 @@ class SQLAlchemyRepository:
 
     def _transactions(self) -> Transactions:
         engine = self._db.engines[self.model.metadata.info.get("bind_key")]
-        return Transactions(engine, dialect_of(engine))
+        tables = (self._ledger.table, *self._rows.mapper.tables)
+        return Transactions(engine, KNOWN.get(engine) or dialect_of(engine), tables)
 
     def _hold(
         self,
+        session: Session,
+        dialect: Dialect,
+        *,
         stamp: Callable[[Session, Dialect], list[DeletionRecord]],
         client_ids: Collection[str] | None,
         lock: Literal["share"] | None,
-    ) -> AbstractContextManager[Holding]:
+    ) -> Holding:
         """Stamp, then read the clients named, or else those whose records are held."""
-        transactions = self._transactions()
-        dialect = transactions.dialect
+        records = stamp(session, dialect)  # first, for it waits: what is read after that is of now
+        if client_ids is None:
+            client_ids = {record.client_id for record in records}
+        return Holding(tuple(records), self._rows.read(session, client_ids, dialect, lock))
 
-        def step(session: Session) -> Holding:
-            records = stamp(session, dialect)  # first, for it waits: what is read after that is of now
-            ids = {record.client_id for record in records} if client_ids is None else client_ids
-            return Holding(tuple(records), self._rows.read(session, ids, dialect, lock))
+    def _refusal(self, verdict: Verdict, change: Change, transactions: Transactions) -> ChangeRefusedError:
+        """Look up what forbids a change, now that it is rolled back."""
+        columns: Sequence[str] = ()
+        if verdict is Verdict.MAPPING:
+            columns = list(touched_by_the_orm(self._rows))
+        elif verdict is Verdict.CONSTRAINT and change.action is Action.HARD:
+            with suppress(StoreError):  # then without names
+                columns = transactions.read(
+                    partial(self._holding_back, change.client_id, transactions.dialect)
+                )
+        return refusal(verdict, change, self._rows, columns)
 
-        return transactions.hold(step)
+    def _holding_back(self, client_id: str, dialect: Dialect, session: Session) -> Sequence[str]:
+        client = self._rows.read(session, [client_id], dialect).get(client_id)
+        return holding_back(session, self._rows, client) if client is not None else ()

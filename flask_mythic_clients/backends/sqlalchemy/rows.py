@@ -160,6 +160,29 @@ class ClientRows:
         id = id.rstrip() if isinstance(self.id.type, (sa.CHAR, sa.NCHAR)) else id
         return Client(id, bool(getattr(row, self._status)), row)
 
+    def values(self, client: Client, table: Any, columns: Collection[str]) -> list[Any]:
+        """Return what a client's row has in columns of one of its tables, by their names there."""
+        by_name = {column.name: column for column in table.columns}
+        properties = [self.mapper.get_property_by_column(by_name[name]).key for name in columns]
+        return [getattr(client.row, name) for name in properties]
+
+    def looks(self, client: Client, action: Action) -> list[sa.Select[Any]]:
+        """Return queries, made while the client has its row, for what an action leaves of it.
+
+        For a removal one for each of its tables, else one for its status.
+        """
+        tables = self.mapper.tables if action is Action.HARD else [self.status.table]
+        found = sa.true() if action is Action.HARD else self.status
+        return [sa.select(found).select_from(table).where(*self._is(client, table)) for table in tables]
+
+    def _is(self, client: Client, table: Any) -> list[sa.ColumnElement[bool]]:
+        """Return what names a client's row in one of its tables."""
+        if table is self.id.table:
+            return [self.id == getattr(client.row, self._id)]
+        columns = list(table.primary_key.columns)
+        values = self.values(client, table, [column.name for column in columns])
+        return [column == value for column, value in zip(columns, values, strict=True)]
+
     def set_active(self, row: Any, active: bool) -> None:
         """Set the status of a loaded row."""
         setattr(row, self._status, active)

@@ -1,20 +1,28 @@
-"""Transactions of our own on the host's engine: opened, tried again, errors translated. Knows no client."""
+"""Transactions of our own on the host's engine: opened, tried again, errors judged. Knows no client."""
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ...errors import MythicClientsError, RepositoryError
+from ...errors import ForeignError, RepositoryError
 from .dialects import Dialect, Verdict
 
 _T = TypeVar("_T")
-_OUTDATED = "The database lacks a table or a column: run db.create_all() or your migrations."
+_REFUSALS = {Verdict.CONSTRAINT, Verdict.REFUSED, Verdict.MAPPING}
+
+
+class RefusedError(Exception):
+    """The database or the mapping forbids the step, which has been rolled back."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class Transactions:
 
     engine: sa.Engine
     dialect: Dialect
+    tables: Sequence[Any]
+    """Those that the steps need, to name what the database lacks of them."""
 
     def read(self, query: Callable[[Session], _T]) -> _T:
         """Ask in a transaction, and end it."""
@@ -37,48 +47,67 @@ class Transactions:
                     answer = query(session)
                     session.commit()
                     return answer
-            except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-                tries.failed(error, self.dialect)
+            except sa.exc.SQLAlchemyError as error:
+                self._failed(tries, error)
 
-    def write(
-        self, step: Callable[[Session], _T], *, alone: bool, refused: Callable[[], MythicClientsError]
-    ) -> _T:
+    def write(self, step: Callable[[Session], _T], client_id: str, *, alone: bool) -> _T:
         """Take the step and commit; `alone` for a single statement, which is a transaction by itself.
 
-        Raises what `refused` makes where a constraint forbids it.
+        Raises RefusedError where something forbids it.
         """
         tries, dialect = _Tries(), self.dialect
-        while True:
-            try:
-                with dialect.turn(), dialect.transaction(self.engine, alone=alone) as session:
-                    done = step(session)
-                    session.commit()
-                    return done
-            except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-                if dialect.verdict(error) is Verdict.REFUSAL:
-                    raise refused() from error
-                tries.failed(error, dialect)
+        with ExitStack() as turn:
+            dialect.turns.take(client_id if dialect.locks_rows else "", turn)
+            while True:
+                try:
+                    with dialect.transaction(self.engine, alone=alone) as session:
+                        done = step(session)
+                        session.commit()
+                        return done
+                except sa.exc.SQLAlchemyError as error:
+                    if (verdict := dialect.verdict(error)) in _REFUSALS:
+                        raise RefusedError(verdict) from told(error, dialect)
+                    self._failed(tries, error)
 
     @contextmanager
-    def hold(self, step: Callable[[Session], _T]) -> Iterator[_T]:
+    def hold(self, step: Callable[[Session, Dialect], _T], client_ids: Collection[str]) -> Iterator[_T]:
         """Take the step and leave its transaction open for the block; commit at its end."""
         tries, dialect = _Tries(), self.dialect
-        while True:
-            try:
-                with ExitStack() as opened:
-                    opened.enter_context(dialect.turn())
-                    session = opened.enter_context(dialect.transaction(self.engine))
-                    held = step(session)
-                    stack = opened.pop_all()  # begun: only now it is the block's to end
-                break
-            except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-                tries.failed(error, dialect)
-        with stack:
+        with ExitStack() as stack:
+            if not dialect.locks_rows:
+                dialect.turns.take("", stack)
+            elif len(client_ids) == 1:
+                dialect.turns.take(next(iter(client_ids)), stack)
+            while True:
+                try:
+                    with ExitStack() as opened:
+                        session = opened.enter_context(dialect.transaction(self.engine))
+                        held = step(session, dialect)
+                        stack.push(opened.pop_all())  # begun: only now it is the block's to end
+                    break
+                except sa.exc.SQLAlchemyError as error:
+                    self._failed(tries, error)
             yield held  # what the caller raises is the caller's
             try:
                 session.commit()
-            except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-                raise _translated(error, dialect) from error
+            except sa.exc.SQLAlchemyError as error:
+                raise self._translated(error) from told(error, dialect)
+
+    def _failed(self, tries: "_Tries", error: sa.exc.SQLAlchemyError) -> None:
+        """Pause before another try, or raise the error translated."""
+        if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated and not tries.reconnected:
+            tries.reconnected = True  # a dead connection of the pool, which is empty now
+        elif self.dialect.verdict(error) is not Verdict.CONFLICT or not tries.left:
+            raise self._translated(error) from told(error, self.dialect)
+        tries.left -= 1
+        time.sleep(random.uniform(0, 0.02))
+
+    def _translated(self, error: sa.exc.SQLAlchemyError) -> RepositoryError:
+        verdict = self.dialect.verdict(error)
+        if verdict is not Verdict.OUTDATED:
+            return RepositoryError(_MESSAGES.get(verdict))
+        lacks = ", ".join(_missing(self.engine, self.tables)) or "a table or a column"
+        return RepositoryError(f"The database lacks {lacks}: run db.create_all() or your migrations.")
 
 
 class _Tries:
@@ -87,15 +116,31 @@ class _Tries:
     left = 4
     reconnected = False
 
-    def failed(self, error: sa.exc.SQLAlchemyError, dialect: Dialect) -> None:
-        """Pause before another try, or raise the error translated."""
-        if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated and not self.reconnected:
-            self.reconnected = True  # a dead connection of the pool, which is empty now
-        elif dialect.verdict(error) is not Verdict.CONFLICT or not self.left:
-            raise _translated(error, dialect) from error
-        self.left -= 1
-        time.sleep(random.uniform(0, 0.02))
+
+_MESSAGES = {
+    Verdict.BUSY: "Another transaction has held what this one needs in the database for too long.",
+    Verdict.UNKNOWN: (
+        "The database answered, and refused for a reason that is not known here: this is no outage, and "
+        "repeating it may not help."
+    ),
+}
 
 
-def _translated(error: sa.exc.SQLAlchemyError, dialect: Dialect) -> RepositoryError:
-    return RepositoryError(_OUTDATED if dialect.verdict(error) is Verdict.OUTDATED else None)
+def told(error: sa.exc.SQLAlchemyError, dialect: Dialect) -> ForeignError:
+    """Tell an error by its class and code; by its text only where that is about the server."""
+    said = getattr(error, "orig", None) or error
+    if dialect.verdict(error) is Verdict.AWAY:
+        return ForeignError.told(said, " ".join(str(said).split()))
+    return ForeignError.told(said, dialect.code(said) or "")
+
+
+def _missing(engine: sa.Engine, tables: Sequence[Any]) -> Iterator[str]:
+    """Yield the tables, and the columns as `table.column`, that the models have and the database lacks."""
+    with suppress(sa.exc.SQLAlchemyError):
+        inspector = sa.inspect(engine)
+        for table in tables:
+            if not inspector.has_table(table.name, table.schema):
+                yield f"{table}"
+                continue
+            there = {column["name"] for column in inspector.get_columns(table.name, table.schema)}
+            yield from (f"{table}.{column.name}" for column in table.columns if column.name not in there)

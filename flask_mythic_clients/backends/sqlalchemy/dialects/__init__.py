@@ -10,7 +10,7 @@ from .postgresql import PostgreSQL
 from .sqlite import SQLite
 from .standard import Dialect, Verdict
 
-__all__ = ["Dialect", "Verdict", "dialect_of"]
+__all__ = ["KNOWN", "Dialect", "Verdict", "dialect_of"]
 
 _DIALECTS: dict[str, type[Dialect]] = {
     "sqlite": SQLite,
@@ -18,14 +18,13 @@ _DIALECTS: dict[str, type[Dialect]] = {
     "mysql": MariaDB,  # as many a URL calls it
     "mariadb": MariaDB,
 }
-_of_engine: WeakKeyDictionary[sa.Engine, Dialect] = WeakKeyDictionary()
+KNOWN: WeakKeyDictionary[sa.Engine, Dialect] = WeakKeyDictionary()
+"""The dialects of the engines that were seen: one object each, for it keeps locks and plans."""
 
 
 def dialect_of(engine: sa.Engine) -> Dialect:
-    """Return the dialect of an engine, always the same object: it keeps a lock and plans."""
-    if (known := _of_engine.get(engine)) is not None:
-        return known
+    """Return the dialect of an engine, and make it known; raises ConfigurationError where there is none."""
     name = engine.dialect.name
     if name not in _DIALECTS:
         raise ConfigurationError(f"The order of steps is not proven on {name}; use {', '.join(_DIALECTS)}.")
-    return _of_engine.setdefault(engine, _DIALECTS[name](engine.dialect))
+    return KNOWN.setdefault(engine, _DIALECTS[name](engine.dialect))

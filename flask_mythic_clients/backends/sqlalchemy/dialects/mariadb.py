@@ -1,56 +1,79 @@
 """MariaDB: no UPDATE … RETURNING, collations that ignore case, and an isolation set by hand."""
 
-from collections.abc import Callable
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from .standard import Dialect
+from ....errors import ConfigurationError
+from .standard import WAIT, Dialect, Verdict
 
-# How long a settler waits for whoever holds a record of its clients. A key-value store that hangs makes a
-# queue, in which each holds a connection of the host's pool; those who wait longer get their 503.
-_WAIT = "WAIT 1"  # whole seconds only
+# Before a statement, for that statement: how long it waits for a row, and for a table that a migration holds.
+_BOUNDED = f"SET STATEMENT innodb_lock_wait_timeout={WAIT}, lock_wait_timeout={WAIT} FOR "
+_STATEMENTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "REPLACE")
 
 
 class MariaDB(Dialect):
     """Locks the records by a SELECT of their own, then stamps them by their ids."""
 
-    isolation = None
-    conflicts = frozenset({1213})
-    refusals = frozenset({4025})  # a CHECK is an operational error to its drivers
-    missing = frozenset({1146, 1054})
+    # That of the statement's beginning: who needs another takes another statement.
+    began = now = sa.func.utc_timestamp(sa.text("6"))
+    verdicts: ClassVar = {
+        1213: Verdict.CONFLICT,
+        1205: Verdict.BUSY,
+        **dict.fromkeys((1146, 1054), Verdict.OUTDATED),
+        # Nobody is let in, too many connections, shutting down, killed, no memory, no disk.
+        **dict.fromkeys((1045, 1049, 1129, 1130, 1698, 1040, 1053, 1317, 1927), Verdict.AWAY),
+        **dict.fromkeys((1037, 1038, 1041, 1021, 1114), Verdict.AWAY),
+        4025: Verdict.CONSTRAINT,  # a CHECK; an operational error to its drivers
+        # SIGNAL; a trigger that writes to its own table; values that a trigger has spoilt.
+        **dict.fromkeys((1644, 1442, 1264, 1265, 1366, 1406, 1690, 1364, 1365, 1292), Verdict.REFUSED),
+        # CHECK OPTION; no privilege, on a table, a column or at all; a table that is read alone.
+        **dict.fromkeys((1369, 1142, 1143, 1044, 1227, 1036, 1290), Verdict.REFUSED),
+    }
 
-    def begin(self, connection: sa.Connection) -> None:
-        """Fulfil `Dialect.begin`.
+    @contextmanager
+    def transaction(self, engine: sa.Engine, *, alone: bool = False) -> Iterator[Session]:  # noqa: ARG002
+        """Fulfil `Dialect.transaction`.
 
         Not by the engine's option: that asks four times, and reports a dead connection in the driver's
-        own words. The second statement is for hosts in AUTOCOMMIT.
+        own words. The second statement is for hosts in AUTOCOMMIT, for which SQLAlchemy does not roll back.
         """
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        connection.exec_driver_sql("START TRANSACTION")
-
-    def roll_back(self, connection: sa.Connection) -> None:
-        """Fulfil `Dialect.roll_back`: SQLAlchemy would not, for a host in AUTOCOMMIT."""
-        connection.exec_driver_sql("ROLLBACK")
+        with Session(engine, autoflush=False, expire_on_commit=False) as session:
+            connection = session.connection()
+            if not getattr(connection.dialect, "is_mariadb", True):
+                raise ConfigurationError("The order of steps is not proven on MySQL; use MariaDB.")
+            sa.event.listen(connection, "before_cursor_execute", _bound, retval=True)
+            try:
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                connection.exec_driver_sql("START TRANSACTION")
+                yield session
+            except BaseException:
+                with suppress(sa.exc.SQLAlchemyError):
+                    connection.exec_driver_sql("ROLLBACK")
+                with suppress(sa.exc.SQLAlchemyError):
+                    session.rollback()
+                raise
 
     def stamp(
-        self,
-        session: Session,
-        ledger: sa.Table,
-        where: sa.ColumnElement[bool],
-        column: str,
-        clock: Callable[[], datetime],
+        self, session: Session, ledger: sa.Table, where: sa.ColumnElement[bool], column: str
     ) -> list[sa.Row[Any]]:
         """Fulfil `Dialect.stamp`."""
-        query = sa.select(ledger).where(where).order_by(ledger.c.id).with_for_update()
-        rows = list(session.execute(query.suffix_with(_WAIT, dialect="mariadb")))
-        if not rows:
-            return rows
-        by_id = ledger.c.id.in_([row.id for row in rows])
-        session.execute(sa.update(ledger).where(by_id).values({column: clock()}))
+        lock = sa.select(ledger.c.id).where(where).order_by(ledger.c.id).with_for_update()
+        ids = list(session.scalars(lock))
+        if not ids:
+            return []
+        by_id = ledger.c.id.in_(ids)
+        session.execute(sa.update(ledger).where(by_id).values({column: self.now}))
         return list(session.execute(sa.select(ledger).where(by_id).order_by(ledger.c.id)))
+
+    def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
+        """Fulfil `Dialect.ago`."""
+        interval = sa.text("INTERVAL :of_us MICROSECOND")
+        return sa.func.date_sub(self.now, interval.bindparams(of_us=duration // timedelta(microseconds=1)))
 
     def same(self, column: sa.Column[Any], key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Fulfil `Dialect.same`: its usual collations find "Acme" where "acme" is asked for."""
@@ -60,3 +83,28 @@ class MariaDB(Dialect):
         # As text first: so it is in the character set of the connection, as the key is.
         text = sa.cast(column, sa.CHAR)
         return same & (sa.cast(text, sa.LargeBinary) == sa.cast(key, sa.LargeBinary))
+
+    def code(self, said: Any) -> Any:
+        """Fulfil `Dialect.code`: the number, the first that its drivers tell."""
+        number = (getattr(said, "args", None) or [None])[0]
+        return number if isinstance(number, int) else None
+
+    def verdict(self, error: sa.exc.SQLAlchemyError) -> Verdict:
+        """Fulfil `Dialect.verdict`: some numbers are the driver's, and those of a SIGNAL the host's."""
+        verdict = super().verdict(error)
+        if verdict is Verdict.UNKNOWN and (number := self.code(getattr(error, "orig", None))) is not None:
+            if number in _DRIVERS:
+                return Verdict.AWAY
+            if number >= _HOSTS:
+                return Verdict.REFUSED
+        return verdict
+
+
+_DRIVERS = range(2000, 3000)
+_HOSTS = 5000  # the server's own end before
+
+
+def _bound(
+    _connection: object, _cursor: object, statement: str, parameters: Any, _context: object, _many: bool
+) -> tuple[str, Any]:
+    return (_BOUNDED + statement if statement.startswith(_STATEMENTS) else statement), parameters

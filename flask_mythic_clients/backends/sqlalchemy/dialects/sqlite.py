@@ -1,45 +1,79 @@
 """SQLite: one writer at a time, so the write lock comes first and writers take turns."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Lock
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ....errors import RepositoryError
-from .standard import Dialect, Verdict
+from .standard import WAIT, Dialect, Verdict
 
-_TURN_SECONDS = 5
+_TIME = "%Y-%m-%d %H:%M:%f000"  # as SQLAlchemy writes a DateTime; its clock knows milliseconds
 
 
 class SQLite(Dialect):
     """Its own lock is polled: some who wait for it never get it while others come and go."""
 
-    isolation = "SERIALIZABLE"  # it has no other
-
-    def __init__(self, sqlalchemys: sa.Dialect) -> None:
-        super().__init__(sqlalchemys)
-        self._lock = Lock()
+    skips_rows = True
+    locks_rows = False
+    began = now = sa.func.strftime(_TIME, "now")
+    verdicts: ClassVar = {
+        **dict.fromkeys(("SQLITE_BUSY", "SQLITE_LOCKED"), Verdict.BUSY),
+        **dict.fromkeys(("SQLITE_IOERR", "SQLITE_FULL", "SQLITE_CANTOPEN"), Verdict.AWAY),
+        "SQLITE_CONSTRAINT_TRIGGER": Verdict.REFUSED,
+    }
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Fulfil `Dialect.turn`."""
-        if not self._lock.acquire(timeout=_TURN_SECONDS):
-            raise RepositoryError("Another writer has held the database for too long.")
-        try:
-            yield
-        finally:
-            self._lock.release()
+    def transaction(self, engine: sa.Engine, *, alone: bool = False) -> Iterator[Session]:  # noqa: ARG002
+        """Fulfil `Dialect.transaction`; it has but one isolation.
+
+        Foreign keys are enforced, and no lock is waited for longer than elsewhere: both are properties of
+        the connection, which goes back to the host's pool as it was. Within a transaction the first could
+        not be set, so it is done before SQLAlchemy, or a listener of the host's, begins one.
+        """
+        with engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            begins = driver.isolation_level
+            ((enforced,),) = driver.execute("PRAGMA foreign_keys").fetchall()
+            ((wait,),) = driver.execute("PRAGMA busy_timeout").fetchall()
+            driver.isolation_level = ""  # not the AUTOCOMMIT of a host
+            driver.execute("PRAGMA foreign_keys = ON")
+            driver.execute(f"PRAGMA busy_timeout = {WAIT * 1000}")
+            try:
+                with Session(connection, autoflush=False, expire_on_commit=False) as session:
+                    try:
+                        yield session
+                    except BaseException:
+                        with suppress(sa.exc.SQLAlchemyError):
+                            session.rollback()  # a COMMIT that failed leaves the transaction open
+                        raise
+            finally:
+                if not connection.invalidated:
+                    driver.isolation_level = begins
+                    driver.execute(f"PRAGMA foreign_keys = {enforced}")
+                    driver.execute(f"PRAGMA busy_timeout = {wait}")
 
     def lock(self, session: Session, ledger: sa.Table) -> None:
         """Fulfil `Dialect.lock`: a reader that becomes a writer fails."""
         session.execute(sa.update(ledger).where(ledger.c.id == 0).values(actor=""))  # no such
 
+    def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
+        """Fulfil `Dialect.ago`."""
+        return sa.func.strftime(_TIME, "now", f"-{duration.total_seconds():.3f} seconds")
+
+    def code(self, said: Any) -> Any:
+        """Fulfil `Dialect.code`: the name of the code, in full where it tells constraints apart."""
+        name = getattr(said, "sqlite_errorname", "")
+        return name if name.startswith("SQLITE_CONSTRAINT") else "_".join(name.split("_")[:2]) or None
+
     def verdict(self, error: sa.exc.SQLAlchemyError) -> Verdict:
-        """Fulfil `Dialect.verdict`: it has words for it, and no codes."""
+        """Fulfil `Dialect.verdict`: for some it has words, and one code."""
         verdict = super().verdict(error)
-        words = ("no such table", "no such column", "has no column named")
-        if verdict is Verdict.NO_ANSWER and any(some in str(getattr(error, "orig", "")) for some in words):
+        said = str(getattr(error, "orig", ""))
+        if verdict is not Verdict.UNKNOWN:
+            return verdict
+        if any(words in said for words in ("no such table", "no such column", "has no column named")):
             return Verdict.OUTDATED
-        return verdict
+        return Verdict.CONSTRAINT if "foreign key mismatch" in said else verdict

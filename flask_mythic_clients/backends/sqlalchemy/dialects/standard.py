@@ -1,8 +1,8 @@
 """What most databases do, and what a dialect may say otherwise."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from datetime import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from enum import Enum, auto
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -12,15 +12,25 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ....entries import EntryRule
+from .turns import Turns
+
+# How long a row that another holds is waited for, in seconds; whoever waits longer gets a 503. Each who waits
+# holds a connection of the host's pool, which is everybody's.
+WAIT = 1
 
 
 class Verdict(Enum):
-    """What an error of a driver means for the step."""
+    """What an error means for the step in which it came."""
 
     CONFLICT = auto()  # one of two transactions in each other's way was rolled back: take the step again
-    REFUSAL = auto()  # a constraint forbids it
+    BUSY = auto()  # another transaction held something for too long
     OUTDATED = auto()  # a table or a column is missing
-    NO_ANSWER = auto()
+    AWAY = auto()  # no connection, or a server that can do nothing for anybody
+    CONSTRAINT = auto()  # a constraint forbids it
+    REFUSED = auto()  # a trigger, a rule or a policy forbids it
+    KEPT = auto()  # a trigger, a rule or a policy let the row be as it was, and said nothing
+    MAPPING = auto()  # the host's mapping forbids it
+    UNKNOWN = auto()
 
 
 class Dialect:
@@ -28,64 +38,62 @@ class Dialect:
 
     one_statement: ClassVar[bool] = False
     """Whether a statement may change a row and insert what it was, which is a transaction by itself."""
+    skips_rows: ClassVar[bool] = False
+    """Whether a trigger can make a statement leave a row out, or put a row back, without an error."""
     uuid_is_text: ClassVar[bool] = False
     """Whether SQL writes a UUID as Python does."""
-    isolation: ClassVar[str | None] = "READ COMMITTED"
-    """What the engine is asked for; None where the transaction is opened by hand."""
+    began: ClassVar[sa.ColumnElement[Any]]
+    """The database's time when the statement began."""
+    now: ClassVar[sa.ColumnElement[Any]]
+    """The database's time when this is computed."""
+    step_1: ClassVar[sa.ColumnElement[bool]] = sa.true()
+    """A condition that is true, and sets what holds for the rest of step 1's transaction."""
+    step_2: ClassVar[sa.ColumnElement[bool]] = sa.true()
+    """The same for step 2's, and that of verify."""
+    verdicts: ClassVar[dict[Any, Verdict]] = {}
+    """The codes that are known, or their first two letters, and what they mean."""
 
-    conflicts: ClassVar[frozenset[Any]] = frozenset()
-    refusals: ClassVar[frozenset[Any]] = frozenset()
-    missing: ClassVar[frozenset[Any]] = frozenset()
+    locks_rows: ClassVar[bool] = True
+    """Whether writers stand in each other's way only at one client, not everywhere."""
 
     def __init__(self, sqlalchemys: sa.Dialect) -> None:
         self.sqlalchemys = sqlalchemys
         self.plans: WeakKeyDictionary[EntryRule, dict[Any, Any]] = WeakKeyDictionary()
+        self.turns = Turns()
 
     @contextmanager
     def transaction(self, engine: sa.Engine, *, alone: bool = False) -> Iterator[Session]:
         """Open a session at our isolation, whatever the host's default is; `alone` for a single statement.
 
-        Whatever is raised rolls back: a COMMIT that failed may leave the transaction open, and closing too.
+        Whatever is raised rolls back.
         """
-        if self.isolation is not None:
-            engine = engine.execution_options(isolation_level="AUTOCOMMIT" if alone else self.isolation)
+        engine = engine.execution_options(isolation_level="AUTOCOMMIT" if alone else "READ COMMITTED")
         with Session(engine, autoflush=False, expire_on_commit=False) as session:
-            connection = session.connection()  # now: a wait for the pool must not come after a clock is read
             try:
-                self.begin(connection)
                 yield session
             except BaseException:
-                # A connection that is gone has no transaction.
-                with suppress(sa.exc.SQLAlchemyError):
-                    self.roll_back(connection)
+                # A COMMIT that failed may leave the transaction open; a connection that is gone has none.
                 with suppress(sa.exc.SQLAlchemyError):
                     session.rollback()
                 raise
-
-    def turn(self) -> AbstractContextManager[None]:
-        """Let those who write through this process come one by one, where the database cannot queue them."""
-        return nullcontext()
-
-    def begin(self, connection: sa.Connection) -> None:
-        """Open what the engine's isolation does not."""
-
-    def roll_back(self, connection: sa.Connection) -> None:
-        """End what `begin` opened."""
 
     def lock(self, session: Session, ledger: sa.Table) -> None:
         """Take what must be held before a row is read."""
 
     def stamp(
-        self,
-        session: Session,
-        ledger: sa.Table,
-        where: sa.ColumnElement[bool],
-        column: str,
-        clock: Callable[[], datetime],
+        self, session: Session, ledger: sa.Table, where: sa.ColumnElement[bool], column: str
     ) -> list[sa.Row[Any]]:
-        """Lock the records, read the clock, stamp them, and return them as they are then."""
-        update = sa.update(ledger).where(where).values({column: clock()}).returning(ledger)
+        """Lock the records, stamp them with the database's time, and return them as they are then."""
+        update = sa.update(ledger).where(where, self.step_2).values({column: self.now}).returning(ledger)
         return sorted(session.execute(update), key=attrgetter("id"))
+
+    def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
+        """Return the database's time when the statement began, less a duration."""
+        raise NotImplementedError
+
+    def unwatched(self, *tables: Any) -> sa.ColumnElement[bool]:
+        """Whether nothing of the host's runs in the database where these tables are written to."""
+        raise NotImplementedError
 
     def same(self, column: sa.Column[Any], key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Whether the column is this id, to the letter."""
@@ -95,14 +103,18 @@ class Dialect:
         """Build a JSON array in SQL; a null makes a null in it."""
         return sa.func.json_array(*items)
 
+    def code(self, said: Any) -> Any:
+        """Return the driver's code of an error, which holds no value of a client; None where it has none."""
+        raise NotImplementedError
+
     def verdict(self, error: sa.exc.SQLAlchemyError) -> Verdict:
-        """Tell what the driver meant, by psycopg's SQLSTATE, psycopg2's, MariaDB's number or the text."""
-        said = getattr(error, "orig", None)
-        codes = {getattr(said, "sqlstate", None), getattr(said, "pgcode", None), *getattr(said, "args", ())}
-        if codes & self.conflicts:
-            return Verdict.CONFLICT
-        if isinstance(error, sa.exc.IntegrityError) or codes & self.refusals:
-            return Verdict.REFUSAL
-        if codes & self.missing:
-            return Verdict.OUTDATED
-        return Verdict.NO_ANSWER
+        """Tell what an error means, by the driver's code and SQLAlchemy's class."""
+        if not isinstance(error, sa.exc.DBAPIError):
+            return Verdict.AWAY if isinstance(error, sa.exc.TimeoutError) else Verdict.MAPPING
+        code = self.code(error.orig)
+        if (known := self.verdicts.get(code) or self.verdicts.get(str(code)[:2])) is not None:
+            return known
+        # Neither a code nor a statement: no server has said that, for the connection could not be made.
+        if error.connection_invalidated or (code is None and error.statement is None):
+            return Verdict.AWAY
+        return Verdict.CONSTRAINT if isinstance(error, sa.exc.IntegrityError) else Verdict.UNKNOWN
