@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..entries import EntryRule, Value
+from ..errors import DatabaseRefusedError
 from ..model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
 
 _PAGE = 100
@@ -78,11 +79,17 @@ class MemoryRepository:
         self._rows: dict[str, SimpleNamespace] = {}
         self._records: dict[int, DeletionRecord] = {}
         self._held: set[str] = set()
+        self._kept: set[str] = set()
 
     def add(self, id: str, *, status: bool = True, **columns: Any) -> None:
         """Add or replace a client."""
         with self._changed:
             self._rows[id] = SimpleNamespace(id=id, status=status, **columns)
+
+    def keep(self, id: str) -> None:
+        """Let this client's row be as it is, as a trigger of a database may: every change is refused."""
+        with self._changed:
+            self._kept.add(id)
 
     def record(self, change: Change, entries: EntryRule) -> bool:
         """Fulfil `ports.DeletionSteps.record`."""
@@ -98,10 +105,8 @@ class MemoryRepository:
                 kv_keys=tuple(entries(client)),
                 requested_at=self._clock(),
             )
-            if change.action is Action.HARD:
-                del self._rows[client.id]
-            else:
-                self._rows[client.id].status = change.action is Action.RESTORE
+            self._change(change)
+            self._look(change)
             self._records[record.id] = record
             return True
 
@@ -163,6 +168,20 @@ class MemoryRepository:
 
     def check_columns(self, names: Collection[str]) -> None:
         """Accept every name: rows here may carry any column."""
+
+    def _change(self, change: Change) -> None:
+        if change.client_id in self._kept:
+            return
+        if change.action is Action.HARD:
+            del self._rows[change.client_id]
+        else:
+            self._rows[change.client_id].status = change.action is Action.RESTORE
+
+    def _look(self, change: Change) -> None:
+        """Refuse a change that was not made."""
+        row, wished = self._rows.get(change.client_id), change.action is Action.RESTORE
+        if row is not None and (change.action is Action.HARD or row.status is not wished):
+            raise DatabaseRefusedError(change.client_id)
 
     @contextmanager
     def _hold(self, client_ids: Collection[str], wait: bool) -> Iterator[Collection[str]]:

@@ -22,8 +22,15 @@ import pytest
 _CONTRACTS = ("fixtures", "recording", "settling", "verifying", "reading", "key_value_store")
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACTS))
 
-from .fixtures import AddClient, LetTimePass  # noqa: E402 - see above
+from .fixtures import AddClient, KeepRows, LetTimePass  # noqa: E402 - see above
 from .key_value_store import KeyValueStoreContract, RawStore  # noqa: E402 - see above
 from .repository import ClientRepositoryContract  # noqa: E402 - see above
 
-__all__ = ["AddClient", "ClientRepositoryContract", "KeyValueStoreContract", "LetTimePass", "RawStore"]
+__all__ = [
+    "AddClient",
+    "ClientRepositoryContract",
+    "KeepRows",
+    "KeyValueStoreContract",
+    "LetTimePass",
+    "RawStore",
+]

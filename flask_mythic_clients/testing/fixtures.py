@@ -1,6 +1,6 @@
 """What the tests of the repository contract stand on."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from threading import Event, Thread
@@ -47,6 +47,14 @@ class LetTimePass(Protocol):
         ...
 
 
+class KeepRows(Protocol):
+    """Makes the database keep the rows of all clients, as a trigger may, without an error."""
+
+    def __call__(self) -> Collection[Action]:
+        """Return the changes after which the rows are as they were."""
+        ...
+
+
 class RepositoryFixtures:
     """What a backend overrides; `ClientRepositoryContract` tells how."""
 
@@ -81,6 +89,15 @@ class RepositoryFixtures:
         raise NotImplementedError(
             f"{type(self).__name__}: override the fixture `let_time_pass` to return a callable (seconds) "
             "after which all times in the ledger lie that much further back: move them, or the clock."
+        )
+
+    @pytest.fixture
+    def keep_rows(self) -> Any:
+        """Return a way to make the database keep its rows."""
+        raise NotImplementedError(
+            f"{type(self).__name__}: override the fixture `keep_rows` to return a callable that makes the "
+            "database keep the rows of all clients without an error, as a trigger may, and returns the "
+            "actions of which that is true; none where there is no such thing."
         )
 
     @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ..entries import EntryRule, KeyTemplates
+from ..errors import ChangeRefusedError
 from ..model import Action, Backlog, Client, Holding
 from ..ports import ClientRepository
 from .fixtures import (
@@ -20,6 +21,7 @@ from .fixtures import (
     _TEMPLATES,
     _THREADS,
     AddClient,
+    KeepRows,
     RepositoryFixtures,
     _actions,
     _active,
@@ -156,6 +158,21 @@ class RecordingContract(RepositoryFixtures):
         assert caught.value is failure
         assert _active(repository) == {acme: True}
         assert repository.history(acme) == []
+
+    @_rules
+    def test_a_row_that_the_database_keeps_is_a_refusal_and_leaves_no_record(
+        self, repository: ClientRepository, add_client: AddClient, keep_rows: KeepRows, rule: EntryRule
+    ) -> None:
+        clients = dict(zip(Action, self.ids, strict=True))
+        for action, client_id in clients.items():
+            add_client(client_id, status=action is not _RESTORE)
+        before = _active(repository)
+        for action in keep_rows():
+            with pytest.raises(ChangeRefusedError) as refused:
+                repository.record(_change(clients[action], action), rule)
+            assert refused.value.client_id == clients[action]
+        assert _active(repository) == before
+        assert [list(repository.history(client_id)) for client_id in self.ids] == [[], [], []]
 
     # The keys
 

@@ -7,9 +7,9 @@ from .verifying import VerifyingContract
 
 
 class ClientRepositoryContract(RecordingContract, SettlingContract, VerifyingContract, ReadingContract):
-    """A repository joins by overriding the fixtures `repository`, `add_client` and `let_time_pass`.
+    """A repository joins by overriding the fixtures of `RepositoryFixtures`; it starts empty.
 
-    It starts empty.
+    They are `repository`, `add_client`, `let_time_pass` and `keep_rows`.
 
     The tests run code in threads: a backend that needs something pushed there overrides `context`.
     A backend whose ids are not just any text overrides `ids` and `lookalikes`.

@@ -8,7 +8,8 @@ removal     a hard delete that returns, or finds no client, leaves no entry the 
 confirmed   an operation that returns leaves no record pending that was made before its settling
 held        the entries are touched by one who holds the client, and records that name the entries
 one record  a change of the row has one record; no change has none
-outcome     an operation ends as documented; with a StoreError exactly where a store failed it
+outcome     an operation ends as documented; with a StoreError exactly where a store failed it, with a
+            refusal exactly where the database kept the row
 progress    some operation can always go on
 =========== =========================================================================================
 """
@@ -16,7 +17,7 @@ progress    some operation can always go on
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
-from flask_mythic_clients.errors import ClientNotFoundError, StoreError
+from flask_mythic_clients.errors import ClientNotFoundError, DatabaseRefusedError, StoreError
 from flask_mythic_clients.model import Action, DeletionRecord, Reconciliation
 from flask_mythic_clients.service import DeletionService
 
@@ -74,8 +75,12 @@ class Promises:
     def ended(self, operation: "Operation", end: End, records: Iterable[DeletionRecord]) -> None:
         """Check how an operation ended, and what it leaves."""
         raised, kind = end.raised, operation.kind
-        allowed = StoreError if operation.failed else ClientNotFoundError
-        documented = isinstance(raised, allowed) or (raised is None and not operation.failed)
+        allowed: type[Exception] = StoreError if operation.failed else ClientNotFoundError
+        if operation.kept:
+            allowed = DatabaseRefusedError
+        documented = isinstance(raised, allowed) or (
+            raised is None and not (operation.failed or operation.kept)
+        )
         self.check("outcome", documented, f"{kind} ended with {raised!r}")
         if kind == "reconcile":
             complete = end.returned is not None and end.returned.failed == 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flask_mythic_clients.errors import KeyValueStoreError, RepositoryError
+from flask_mythic_clients.errors import DatabaseRefusedError, KeyValueStoreError, RepositoryError
 from flask_mythic_clients.model import Change, DeletionRecord, Holding
 
 from .programs import ID, KEYS, RULE, Call
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from .world import Operation, World
 
 GOES, FAILS, UNANSWERED = "", "fails at", "gets no answer to"
+KEEPS = "keeps the row at"  # the database, and raises nothing
 HALF, LATE = "gets through half of", "is outlived by its"
 _FAULTS: Mapping[str, Sequence[str]] = {
-    "record": (FAILS, UNANSWERED),
+    "record": (FAILS, UNANSWERED, KEEPS),
     "settle": (FAILS,),
     "verify": (FAILS,),
     "pending": (FAILS,),
@@ -39,13 +40,27 @@ def faults(call: Call) -> Sequence[str]:
     return found
 
 
-def _record(
-    world: "World", operation: "Operation", fault: str, change: Change
-) -> bool | type[RepositoryError]:
+class KeptError(DatabaseRefusedError):
+    """The database kept the row."""
+
+    def __init__(self) -> None:
+        super().__init__(ID)
+
+
+def _record(world: "World", operation: "Operation", fault: str, change: Change) -> bool | type[Exception]:
+    repository = world.stores.repository
     if fault == FAILS:
         return RepositoryError
-    answer = world.stores.repository.record(change, RULE)
-    return RepositoryError if fault else answer
+    if fault != KEEPS:
+        answer = repository.record(change, RULE)
+        return RepositoryError if fault else answer
+    repository.keep(ID)
+    try:
+        return repository.record(change, RULE)
+    except DatabaseRefusedError:
+        return KeptError
+    finally:
+        repository._kept.clear()
 
 
 def _settle(world: "World", operation: "Operation", fault: str, ids: Sequence[str], wait: bool) -> Any:

@@ -3,9 +3,9 @@
 Two or three operations at once, from seven starts: soft, hard, restore, reconcile, a host that creates the
 client again, a reader that writes entries from the row it read before. Every call of a port is a step. At
 each step something may go wrong: a crash; a key-value store that fails, that does the work and does not
-answer, that does half of it, that does it later; a database that fails, that commits and does not answer. And
-once, the verify window may pass between any two steps, while no reader and no late command is under way. What
-must hold is listed in `promises.py`.
+answer, that does half of it, that does it later; a database that fails, that commits and does not answer,
+that keeps the row and says nothing. And once, the verify window may pass between any two steps, while no
+reader and no late command is under way. What must hold is listed in `promises.py`.
 
 `--size 2` (the default): all pairs, with at most one fault, and the window passes; and all triples, without
 either, from two of the starts. `--size 3` or more: all pairs with two faults; and all triples from all
@@ -221,6 +221,7 @@ NO_WAIT = (MemoryRepository, "_hold", _hold_without_waiting)
 FOR_EVER = (MemoryRepository, "_hold", _hold_for_ever)
 NO_VERIFY = (MemoryRepository, "verify", _verify_without_holding)
 NOT_ITS_OWN = (MemoryRepository, "settle", _settle_what_others_hold)
+BELIEVED = (MemoryRepository, "_look", lambda self, change: None)
 NOT_COMPARED = (Change, "applies_to", lambda self, client: True)
 
 BROKEN = {
@@ -238,6 +239,7 @@ BROKEN = {
     "nobody is let go": (FOR_EVER, "active", ["soft", "hard"], 0, "progress"),
     "a crash keeps what it held": (NO_WAIT, "active", ["soft"], 1, "agreement"),
     "the row is not compared": (NOT_COMPARED, "active", ["soft", "soft"], 0, "one record"),
+    "the database is believed": (BELIEVED, "active", ["hard"], 1, "one record"),
     "entries first": (KeyValueFirst, "active", ["soft"], 1, "agreement"),
     "written by one who holds nothing": (WritesAfterStep1, "active", ["soft"], 0, "held"),
     "written after step 1": (WritesAfterStep1, "active", ["soft", "restore"], 0, "settled"),

@@ -9,7 +9,7 @@ from tests.integration.scene import Crash
 
 from .programs import HOST, KEYS, WINDOW, Call, End, Programs
 from .promises import Promises
-from .steps import GOES, STEPS, Command, carry_out, faults, leave
+from .steps import GOES, KEEPS, STEPS, Command, KeptError, carry_out, faults, leave
 from .stores import Blocked, Row, Start, Stores, Transaction
 
 T = TypeVar("T")
@@ -43,6 +43,7 @@ class Operation:
     started: bool = False
     crashed: bool = False
     failed: bool = False  # a store has failed it
+    kept: bool = False  # the database has kept the row
     transaction: Transaction | None = None
     owed: frozenset[str] = frozenset()  # entries to be confirmed as gone before it may say so
     seen: int | None = None  # how many records there were after its step 1
@@ -193,11 +194,12 @@ class World:
         row, records = self.stores.row, self.stores.records
         answer = STEPS[name](self, operation, fault, *arguments)
         operation.started = True
-        operation.failed = operation.failed or fault != GOES
+        operation.failed = operation.failed or fault not in (GOES, KEEPS)
+        operation.kept = operation.kept or answer is KeptError
         if operation.kind not in HOST:
             new = len(self.stores.records) - len(records)
             self.promises.stepped(row, self.stores.row, new, at_step_1=name == "record")
-        if name == "record" and not fault:
+        if name == "record" and isinstance(answer, bool):
             self.promises.check("one record", answer == (row != self.stores.row), f"record answered {answer}")
             operation.seen = len(self.stores.records)
             operation.owed = self.promises.stale if operation.kind == Action.HARD else frozenset()

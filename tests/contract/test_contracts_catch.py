@@ -81,6 +81,12 @@ class ChangesTheRowWithoutARecord(MemoryRepository):
         return recorded
 
 
+@fails("test_a_row_that_the_database_keeps_is_a_refusal_and_leaves_no_record")
+class BelievesTheDatabase(MemoryRepository):
+    def _look(self, change: Change) -> None:
+        pass
+
+
 @fails("test_only_if_inactive_holds_a_hard_delete_back_from_an_active_client")
 class IgnoresOnlyIfInactive(MemoryRepository):
     def record(self, change: Change, entries: EntryRule) -> bool:

@@ -1,7 +1,9 @@
 """Our repositories meet the contract, on every database and by every plan of step 1."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -11,8 +13,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
+from flask_mythic_clients.model import Action
 from flask_mythic_clients.ports import ClientRepository
-from flask_mythic_clients.testing import AddClient, ClientRepositoryContract, LetTimePass
+from flask_mythic_clients.testing import AddClient, ClientRepositoryContract, KeepRows, LetTimePass
 from tests.hosts import Host, make_host
 
 
@@ -30,6 +33,15 @@ class TestMemoryRepository(ClientRepositoryContract):
             repository._clock = lambda: clock() + timedelta(seconds=seconds)
 
         return go_on
+
+    @pytest.fixture
+    def keep_rows(self, repository: MemoryRepository) -> KeepRows:
+        def keep() -> Collection[Action]:
+            for client in repository.clients():
+                repository.keep(client.id)
+            return list(Action)
+
+        return keep
 
     @pytest.fixture
     def add_client(self, repository: MemoryRepository) -> AddClient:
@@ -88,11 +100,51 @@ class SQLAlchemyContract(ClientRepositoryContract):
         return host.let_time_pass
 
     @pytest.fixture
+    def keep_rows(self, host: Host) -> Iterator[KeepRows]:
+        with ExitStack() as stack:
+            yield partial(_keep_rows, host, stack)
+
+    @pytest.fixture
     def add_client(self, host: Host) -> AddClient:
         def add(client_id: str, *, status: bool = True, name: str | None = "a name") -> None:
             host.add(id=client_id, status=status, name=name)
 
         return add
+
+
+KEEP = {
+    "postgresql": [
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "CREATE TRIGGER keep BEFORE UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION keep()",
+    ],
+    "mariadb": ["CREATE TRIGGER keep BEFORE UPDATE ON {table} FOR EACH ROW SET NEW.{status} = OLD.{status}"],
+    "sqlite": [
+        "CREATE TRIGGER keep BEFORE UPDATE ON {table} BEGIN SELECT RAISE(IGNORE); END",
+        "CREATE TRIGGER keep_all BEFORE DELETE ON {table} BEGIN SELECT RAISE(IGNORE); END",
+    ],
+}
+LET_GO = {
+    "postgresql": ["DROP FUNCTION keep CASCADE"],
+    "mariadb": ["DROP TRIGGER keep"],
+    "sqlite": ["DROP TRIGGER keep", "DROP TRIGGER keep_all"],
+}
+
+
+def _keep_rows(host: Host, stack: ExitStack) -> Collection[Action]:
+    """Plant a trigger until the stack is left; MariaDB has none that keeps a row from its removal."""
+    with host.flask.app_context():
+        engine = host.db.engine
+    kind, mapper = engine.dialect.name, sa.inspect(host.model)
+    status = mapper.columns["status" if "status" in mapper.columns else "enabled"].name
+
+    def execute(statements: Collection[str]) -> None:
+        with engine.begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement.format(table=mapper.local_table, status=status))
+
+    execute(KEEP[kind])
+    stack.callback(execute, LET_GO[kind])
+    return [action for action in Action if kind != "mariadb" or action is not Action.HARD]
 
 
 class TestOurColumns(SQLAlchemyContract):
