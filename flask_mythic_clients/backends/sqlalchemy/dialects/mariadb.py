@@ -46,10 +46,10 @@ class MariaDB(Dialect):
             connection = session.connection()
             if not getattr(connection.dialect, "is_mariadb", True):
                 raise ConfigurationError("The order of steps is not proven on MySQL; use MariaDB.")
-            sa.event.listen(connection, "before_cursor_execute", _bound, retval=True)
             try:
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                 connection.exec_driver_sql("START TRANSACTION")
+                sa.event.listen(connection, "before_cursor_execute", _bound, retval=True)
                 yield session
             except BaseException:
                 with suppress(sa.exc.SQLAlchemyError):

@@ -1,0 +1,47 @@
+"""One hard delete goes a short way through the package, and looks the engine up once a step."""
+
+import os
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from flask_sqlalchemy import SQLAlchemy
+
+import flask_mythic_clients
+from tests.hosts import KeyValue, mounting
+
+PACKAGE = f"{os.path.dirname(flask_mythic_clients.__file__)}{os.sep}"
+FRAMES = 40
+STEPS = 2
+# On MariaDB each statement passes through a listener, which sets how long it may wait.
+STATEMENTS = {"mariadb": 6}
+
+
+def test_a_hard_delete_goes_through_few_frames_and_looks_the_engine_up_once_a_step(
+    database_url: str, empty_kv: Callable[[str], KeyValue]
+) -> None:
+    called: list[str] = []
+    looked_up: list[SQLAlchemy] = []
+
+    class Host(SQLAlchemy):
+        @property
+        def engines(self) -> object:
+            looked_up.append(self)
+            return super().engines
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            called.append(frame.f_code.co_qualname)
+
+    with mounting(database_url, empty_kv("either").store) as mount:
+        host = mount(db=Host())
+        for id in ("the-first", "acme"):  # the first one is planned
+            host.add(id=id)
+            called.clear()
+            looked_up.clear()
+            sys.setprofile(profile)
+            answer = host.delete(f"{id}?hard=true")
+            sys.setprofile(None)
+            assert answer.status_code == 200
+        assert len(called) <= FRAMES + STATEMENTS.get(database_url.partition("+")[0], 0), called
+        assert len(looked_up) == STEPS
