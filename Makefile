@@ -5,7 +5,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 CAMPAIGNS = interleavings kills outages crowds stateful hostile-input keys-under-attack
-.PHONY: help run test test-sqlalchemy-2.0 check clean mutation $(CAMPAIGNS:%=campaign-%)
+.PHONY: help run test quick test-sqlalchemy-2.0 check clean mutation $(CAMPAIGNS:%=campaign-%)
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -15,6 +15,9 @@ run: $(VENV)/installed-example ## Start the example server (ARGS="--port 8001")
 
 test: $(VENV)/installed-dev ## Run all tests (ARGS="-k wire")
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+quick: check ## Lint, types, layers, and the tests on SQLite and in memory, in under a minute
+	$(VENV)/bin/python -m pytest --quick -q -rfE tests/unit tests/contract tests/integration $(ARGS)
 
 test-sqlalchemy-2.0: ## Run the tests that touch a database on SQLAlchemy 2.0
 	$(MAKE) VENV=$(VENV)-sqlalchemy-2.0 $(VENV)-sqlalchemy-2.0/installed-dev

@@ -23,17 +23,35 @@ FindServer = Callable[[str], Server]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the command line size a campaign."""
     parser.addoption("--size", type=int, help="how large a campaign is; each has a small default of its own")
+    parser.addoption("--quick", action="store_true", help="on SQLite and in memory alone: start no server")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out of a quick run what is known to need a server."""
+    if not config.getoption("--quick"):
+        return
+    left_out = [item for item in items if _needs_a_server(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _needs_a_server(item: pytest.Item) -> bool:
+    parameters = item.name.partition("[")[2]
+    return item.get_closest_marker("server") is not None or any(name in parameters for name in START)
 
 
 @pytest.fixture(scope="session")
-def find_server() -> Iterator[FindServer]:
+def find_server(pytestconfig: pytest.Config) -> Iterator[FindServer]:
     """Start a server when a test first asks for it.
 
-    Where there is none, skip with the reason; under REQUIRE_SERVICES fail.
+    Where there is none, skip with the reason; under REQUIRE_SERVICES fail. A quick run has none.
     """
+    quick = pytestconfig.getoption("--quick")
     started: dict[str, Server | ServerUnavailableError] = {}
 
     def find(name: str) -> Server:
+        if quick:
+            pytest.skip(f"A quick run starts no {name}.")
         if name not in started:
             try:
                 started[name] = START[name]()
@@ -82,12 +100,15 @@ def database_url(request: pytest.FixtureRequest, empty_database: Callable[[str],
 
 
 @pytest.fixture
-def empty_kv(find_server: FindServer) -> Iterator[Callable[[str], KeyValue]]:
-    """Return an empty key-value store of a kind: memory, redis, valkey, or either of the two servers."""
+def empty_kv(find_server: FindServer, pytestconfig: pytest.Config) -> Iterator[Callable[[str], KeyValue]]:
+    """Return an empty key-value store of a kind: memory, redis, valkey, or either of the two servers.
+
+    In a quick run memory stands in for either of them.
+    """
     opened: list[Any] = []
 
     def empty(kind: str) -> KeyValue:
-        if kind == "memory":
+        if kind == "memory" or (kind == "either" and pytestconfig.getoption("--quick")):
             store = MemoryStore()
             return KeyValue(store, store, None)
         try:

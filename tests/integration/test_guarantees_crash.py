@@ -171,6 +171,7 @@ def test_an_answer_that_is_lost_after_the_kv_store_did_its_work_is_repaired(
     assert scene.agrees()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("kill", ["before", "after"])
 @pytest.mark.parametrize("action", [Action.HARD])
 def test_reconcile_alone_repairs_a_kill_9(scene: Scene, action: Action, kill: str) -> None:
@@ -180,6 +181,7 @@ def test_reconcile_alone_repairs_a_kill_9(scene: Scene, action: Action, kill: st
     assert scene.agrees()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("action", [Action.SOFT])
 def test_reconcile_alone_repairs_an_exit_in_the_middle(scene: Scene, action: Action) -> None:
     _in_a_process(_act_and_exit, scene, action, "before", exitcode=7)

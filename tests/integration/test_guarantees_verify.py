@@ -214,6 +214,7 @@ def test_one_poisoned_client_holds_back_the_verification_of_no_other(poisoned: S
         assert poisoned.raw.get(f"client:{id}") == document(id, False)
 
 
+@pytest.mark.server
 def test_a_value_that_the_kv_store_cannot_take_holds_back_no_other_client(
     poisoned: Scene, poison: Poison
 ) -> None:

@@ -153,6 +153,7 @@ def run(host: Host, command: str) -> str:
     return result.output + result.stderr
 
 
+@pytest.mark.server
 def test_the_key_is_in_no_store(mount: Callable[..., Host], kv: KeyValue) -> None:
     host = mount(kv.store)
     host.add(id="acme", name="Acme")

@@ -267,6 +267,7 @@ def test_the_clients_are_read_page_by_page(empty_database: Callable[[str], str],
     _matches(log, [page, "COMMIT", page, "COMMIT"])
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("action", Action)
 def test_a_settle_is_one_round_trip_to_the_kv_store(
     empty_database: Callable[[str], str], open_scene: Any, action: Action

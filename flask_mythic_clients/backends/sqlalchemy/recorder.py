@@ -4,14 +4,14 @@ Planned once for an engine, a rule and an action, then taken. Where SQL can buil
 host's has to run in Python: one statement where the database can, two elsewhere. Otherwise the unit of work.
 """
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.exc import StaleDataError
 
 from ...entries import EntryRule, KeyTemplates
-from ...model import Action, Change
+from ...model import Action, Change, Client
 from .dialects import Dialect
 from .rows import ClientRows
 
@@ -162,7 +162,7 @@ class _UnitOfWork:
         """Fulfil `Plan.take`."""
         rows, ledger, dialect = self._rows, self._ledger, self._dialect
         dialect.lock(session, ledger)  # before reading, as FOR UPDATE does elsewhere
-        client = rows.read(session, [change.client_id], dialect, lock="update").get(change.client_id)
+        client = self._locked(session, change)
         if client is None or not change.applies_to(client):
             return False
         record = {
@@ -186,6 +186,25 @@ class _UnitOfWork:
         if recorded.rowcount == 0 or not all(_is_as_wished(row, change.action) for row in found):
             raise KeptError
         return True
+
+    def _locked(self, session: Session, change: Change) -> Client | None:
+        """Lock and return the client, None where there is none.
+
+        Raises KeptError where there is one to be changed, and a policy lets nobody lock it: it is seen three
+        times beside three locks that do not find it. Once it could just have been made.
+        """
+        for _ in range(3):
+            if client := self._read(session, change, lock="update"):
+                return client
+            if not self._dialect.hides_rows or not (seen := self._read(session, change)):
+                return None
+            if not change.applies_to(seen):
+                return seen
+        raise KeptError
+
+    def _read(self, session: Session, change: Change, lock: Literal["update"] | None = None) -> Client | None:
+        id = change.client_id
+        return self._rows.read(session, [id], self._dialect, lock).get(id)
 
 
 def _flush(session: Session) -> None:

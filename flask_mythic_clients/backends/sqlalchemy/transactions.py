@@ -119,9 +119,12 @@ class _Tries:
 
 _MESSAGES = {
     Verdict.BUSY: "Another transaction has held what this one needs in the database for too long.",
-    Verdict.UNKNOWN: (
-        "The database answered, and refused for a reason that is not known here: this is no outage, and "
-        "repeating it may not help."
+    Verdict.CONFLICT: "Other transactions were in the way of this one in the database, at each try.",
+    # Away, and whatever is not known to be an answer: the default.
+    **dict.fromkeys(
+        (*_REFUSALS, Verdict.UNKNOWN),
+        "The database, or the mapping, refused this for a reason that is not known here: this is no outage, "
+        "and repeating it may not help.",
     ),
 }
 

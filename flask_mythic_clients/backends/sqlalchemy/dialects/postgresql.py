@@ -26,6 +26,7 @@ class PostgreSQL(Dialect):
 
     one_statement = True
     skips_rows = True
+    hides_rows = True
     uuid_is_text = True
     began = sa.func.statement_timestamp()
     now = sa.func.clock_timestamp()

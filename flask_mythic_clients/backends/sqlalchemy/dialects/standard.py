@@ -40,6 +40,8 @@ class Dialect:
     """Whether a statement may change a row and insert what it was, which is a transaction by itself."""
     skips_rows: ClassVar[bool] = False
     """Whether a trigger can make a statement leave a row out, or put a row back, without an error."""
+    hides_rows: ClassVar[bool] = False
+    """Whether a policy can hide from a lock a row that a plain read finds."""
     uuid_is_text: ClassVar[bool] = False
     """Whether SQL writes a UUID as Python does."""
     began: ClassVar[sa.ColumnElement[Any]]
