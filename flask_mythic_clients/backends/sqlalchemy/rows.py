@@ -140,6 +140,8 @@ class ClientRows:
             # Not what else the model loads: PostgreSQL locks no outer join, and the row alone is to be held.
             query = query.with_for_update(read=lock == "share", of=self.mapper.tables)
             query = query.execution_options(populate_existing=True)  # also what the session has seen before
+        if lock == "update":
+            query = query.where(dialect.step_1)
         found = {}
         for row in session.scalars(query):
             client = self.client(row)
