@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Collection, Mapping
+from itertools import compress
 
 import redis
 from redis.backoff import NoBackoff
@@ -70,6 +71,8 @@ class RedisStore:
             for key, value in overwrite.items():
                 pipeline.set(key, value, xx=True, keepttl=True)
             replies = pipeline.execute()
+        except UnicodeError:
+            raise redis.DataError("A key or a value has characters that cannot be encoded.") from None
         except redis.DataError:
             raise  # a value that cannot be sent: the host's mistake, not an outage
         except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
@@ -78,7 +81,7 @@ class RedisStore:
             raise KeyValueStoreError from _told(error)
         finally:
             self._away_until = away_until
-        return {key for key, found in zip(keys, replies, strict=False) if found}
+        return set(compress(keys, replies))
 
     def _check_pause(self) -> None:
         away_until = self._away_until

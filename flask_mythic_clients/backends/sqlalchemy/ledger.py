@@ -1,7 +1,8 @@
 """The ledger table `client_deletions`, and what is read from it."""
 
-from collections.abc import Collection
-from datetime import UTC, timedelta
+from collections.abc import Callable, Collection, Iterable
+from datetime import timedelta
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Session
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, RepositoryError
 from ...model import Action, Backlog, DeletionRecord
 from .dialects import Dialect
 
@@ -75,7 +76,7 @@ class Ledger:
         ) & self.table.c.settled_at.is_(None)
         if not wait:
             pending = self._free(session, dialect, pending)
-        return list(map(_record, dialect.stamp(session, self.table, pending, "settled_at")))
+        return self._stamped(session, dialect, pending, "settled_at")
 
     def verify(
         self,
@@ -89,12 +90,16 @@ class Ledger:
         due: sa.ColumnElement[bool] = self.table.c.client_id.in_(client_ids) & self._due(dialect, settled_for)
         if not wait:
             due = self._free(session, dialect, due)
-        return list(map(_record, dialect.stamp(session, self.table, due, "verified_at")))
+        return self._stamped(session, dialect, due, "verified_at")
 
-    def pending(self, session: Session, after: DeletionRecord | None) -> list[DeletionRecord]:
+    def pending(
+        self, session: Session, dialect: Dialect, after: DeletionRecord | None
+    ) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.pending`."""
         query = self._page(self._pending)
-        return _records(session, query if after is None else query.where(self.table.c.id > after.id))
+        if after is not None:
+            query = query.where(self.table.c.id > after.id)
+        return _records(dialect, session.execute(query))
 
     def due(
         self, session: Session, dialect: Dialect, settled_for: timedelta, after: DeletionRecord | None
@@ -103,18 +108,19 @@ class Ledger:
         query, c = self._page(self._due(dialect, settled_for)), self.table.c
         if after is not None:
             query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
-        return _records(session, query)
+        return _records(dialect, session.execute(query))
 
-    def history(self, session: Session, client_id: str) -> list[DeletionRecord]:
+    def history(self, session: Session, dialect: Dialect, client_id: str) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
         c = self.table.c
-        return _records(session, sa.select(self.table).where(c.client_id == client_id).order_by(c.id))
+        query = sa.select(self.table).where(c.client_id == client_id).order_by(c.id)
+        return _records(dialect, session.execute(query))
 
-    def backlog(self, session: Session) -> Backlog:
+    def backlog(self, session: Session, dialect: Dialect) -> Backlog:
         """Fulfil `ports.DeletionLedger.backlog`."""
         query = sa.select(sa.func.count(), sa.func.min(self.table.c.requested_at)).where(self._pending)
         pending, oldest = session.execute(query).one()
-        return Backlog(pending, *_utc(oldest))
+        return Backlog(pending, oldest and dialect.aware(oldest))
 
     def _due(self, dialect: Dialect, settled_for: timedelta) -> sa.ColumnElement[bool]:
         c = self.table.c
@@ -124,6 +130,21 @@ class Ledger:
         c = self.table.c
         # The order of the index, also where its first columns are all null.
         return sa.select(self.table).where(where).order_by(c.verified_at, c.settled_at, c.id).limit(_PAGE)
+
+    def _stamped(
+        self, session: Session, dialect: Dialect, where: sa.ColumnElement[bool], column: str
+    ) -> list[DeletionRecord]:
+        """Lock and stamp records; raises RepositoryError where the database lets them be as they were."""
+        rows = dialect.stamp(session, self.table, where, column)
+        left = sa.select(sa.literal(1)).where(where).limit(1)
+        if not rows and dialect.skips_rows and session.execute(left).first() is not None:
+            rows = dialect.stamp(session, self.table, where, column)  # one that was made just now
+            if not rows:
+                raise RepositoryError(
+                    f"The database let the records in {self.table} be as they were, and gave no reason: this "
+                    "is no outage, look for a trigger or a rule."
+                )
+        return list(map(partial(_record, dialect.aware), rows))  # as `_records` does, in fewer calls
 
     def _free(
         self, session: Session, dialect: Dialect, where: sa.ColumnElement[bool]
@@ -144,23 +165,21 @@ class Ledger:
         return c.id.in_([id for id, client_id in every if client_id not in disputed])
 
 
-def _records(session: Session, query: sa.Select[Any]) -> list[DeletionRecord]:
-    return list(map(_record, session.execute(query)))
+def _records(dialect: Dialect, rows: Iterable[sa.Row[Any]]) -> list[DeletionRecord]:
+    return list(map(partial(_record, dialect.aware), rows))
 
 
-def _record(row: sa.Row[Any]) -> DeletionRecord:
+def _record(aware: Callable[[Any], Any], row: sa.Row[Any]) -> DeletionRecord:
     keys = row.kv_keys
     if None in keys:  # a template whose column was null wrote a null
         keys = [key for key in keys if key is not None]
-    times = _utc(row.requested_at, row.settled_at, row.verified_at)
-    return DeletionRecord(row.id, row.client_id, Action(row.action), row.actor, tuple(keys), *times)
-
-
-def _utc(*times: Any) -> list[Any]:
-    """Return times as aware UTC; SQLite and MariaDB keep them without their zone. None stays None."""
-    aware = []
-    for time in times:
-        if time is not None:
-            time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-        aware.append(time)
-    return aware
+    return DeletionRecord(
+        id=row.id,
+        client_id=row.client_id,
+        action=Action(row.action),
+        actor=row.actor,
+        kv_keys=tuple(keys),
+        requested_at=aware(row.requested_at),
+        settled_at=row.settled_at and aware(row.settled_at),
+        verified_at=row.verified_at and aware(row.verified_at),
+    )

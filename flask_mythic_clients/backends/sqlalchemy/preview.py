@@ -13,7 +13,7 @@ from .rows import ClientRows
 
 
 def preview(
-    session: Session, rows: ClientRows, dialect: Dialect, client_id: str, entries: EntryRule
+    session: Session, dialect: Dialect, rows: ClientRows, client_id: str, entries: EntryRule
 ) -> Preview | None:
     """Fulfil `ports.ClientDirectory.preview`."""
     client = rows.read(session, [client_id], dialect).get(client_id)

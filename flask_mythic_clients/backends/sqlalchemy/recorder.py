@@ -23,6 +23,10 @@ _KEY, _CLIENT_ID, _ACTOR = "of_key", "of_client_id", "of_actor"
 class UndecidedError(Exception):
     """A statement cannot tell what happened, and has changed nothing: the unit of work can."""
 
+    def __init__(self, *, for_good: bool = False) -> None:
+        super().__init__()
+        self.for_good = for_good
+
 
 class KeptError(Exception):
     """The database let the row be as it was, or the ledger without its record, and raised nothing."""
@@ -57,9 +61,14 @@ class Recorder:
             plan = plans[kind] = self._make(dialect, change, entries)
         return plan
 
-    def unit_of_work(self, dialect: Dialect) -> Plan:
-        """Return the plan that fits every change."""
-        return _UnitOfWork(self._rows, self._ledger, dialect)
+    def plan_again(
+        self, dialect: Dialect, change: Change, entries: EntryRule, undecided: UndecidedError
+    ) -> Plan:
+        """Return the plan that fits every change, for this one or for good."""
+        plan = _UnitOfWork(self._rows, self._ledger, dialect)
+        if undecided.for_good:
+            dialect.plans[entries][self, change.action, change.only_if_inactive] = plan
+        return plan
 
     def _make(self, dialect: Dialect, change: Change, entries: EntryRule) -> Plan:
         rows = self._rows
@@ -68,7 +77,7 @@ class Recorder:
             or runs_host_code(rows.mapper, change.action)
             or not all(rows.is_plain(name, dialect) for name in ("id", *entries.columns))
         ):
-            return self.unit_of_work(dialect)
+            return _UnitOfWork(rows, self._ledger, dialect)
         plain = _OneStatement if dialect.one_statement else _TwoStatements
         return plain(rows, self._ledger, dialect, change, entries)
 
@@ -76,8 +85,9 @@ class Recorder:
 class _OneStatement:
     """WITH changed AS (DELETE … or UPDATE …), recorded AS (INSERT … FROM changed) SELECT …, all in one.
 
-    It cannot look at what comes of it. So it does nothing where triggers would run, and is undecided where it
-    saw a row and did not change it: another request may have been first, or a policy may hide the row.
+    It cannot look at what comes of it. So it is left for good where a trigger or a rule of the host's would
+    run: it asks before it is first taken, and fails, which changes nothing, where one was made since. It is
+    undecided where it saw a row and did not change it: another request was first, or a policy forbids it.
     """
 
     alone = True
@@ -85,24 +95,34 @@ class _OneStatement:
     def __init__(
         self, rows: ClientRows, ledger: sa.Table, dialect: Dialect, change: Change, templates: KeyTemplates
     ) -> None:
-        table = rows.id.table
+        table, action = rows.id.table, change.action
         columns = [rows.column(name) for name in dict.fromkeys(["id", *templates.columns])]
         applies = rows.applies(sa.bindparam(_KEY, type_=rows.key_type), change, dialect)
-        changing = _dml(rows, change.action).where(applies, dialect.step_1, dialect.unwatched(table, ledger))
-        changed = changing.returning(*columns).cte("changed")
-        names, values = _values(dialect, change.action, rows.kv_keys(changed, templates, dialect))
+        changed = _dml(rows, action).where(applies, dialect.step_1).returning(*columns).cte("changed")
+        names, values = _values(dialect, action, rows.kv_keys(changed, templates, dialect))
         insert = sa.insert(ledger).from_select(names, sa.select(*values).select_from(changed))
         recorded = insert.returning(ledger.c.id).cte("recorded")
+        event = "DELETE" if action is Action.HARD else "UPDATE"
+        part: Any = sa.select(sa.literal_column("tableoid")).select_from(table).where(applies)
+        # Not a constant, which would be divided by when the statement is planned.
+        zero = sa.select(sa.func.count()).select_from(changed).where(sa.false()).scalar_subquery()
+        failing = sa.case((dialect.watched(event, table, ledger, part), 1 / zero))
         seen = sa.exists().where(applies).select_from(table)
-        self._statement = sa.select(sa.exists().select_from(recorded), seen)
+        self._statement = sa.select(sa.exists().select_from(recorded), seen, failing)
+        self._fits = sa.select(dialect.is_table(table) & ~dialect.watched(event, table, ledger))
+        self._asked = False
 
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:  # noqa: ARG002
         """Fulfil `Plan.take`."""
+        if not self._asked:
+            if not session.scalar(self._fits):
+                raise UndecidedError(for_good=True)
+            self._asked = True
         parameters = {_KEY: key, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
         try:
-            recorded, seen = session.execute(self._statement, parameters).one()
-        except sa.exc.NotSupportedError as error:  # a rule of the host's stands in the way of this form
-            raise UndecidedError from error
+            recorded, seen, _ = session.execute(self._statement, parameters).one()
+        except (sa.exc.NotSupportedError, sa.exc.DataError) as error:  # a rule in the way, or divided by zero
+            raise UndecidedError(for_good=True) from error
         if seen and not recorded:
             raise UndecidedError
         return bool(recorded)
@@ -182,6 +202,7 @@ class _UnitOfWork:
         _flush(session)
         insert = sa.insert(ledger).values(record)
         recorded: Any = session.execute(insert, execution_options=_COUNTED)
+        dialect.finish(session)
         found = [session.execute(look).first() for look in looks]
         if recorded.rowcount == 0 or not all(_is_as_wished(row, change.action) for row in found):
             raise KeptError

@@ -16,15 +16,15 @@ from ...errors import (
     DatabaseRefusedError,
     MappingError,
 )
-from ...model import Action, Change, Client
-from .dialects import Verdict
+from ...model import Change
+from .dialects import Dialect, Verdict
 from .rows import ClientRows
 
 
 def refusal(verdict: Verdict, change: Change, rows: ClientRows, columns: Sequence[str]) -> ChangeRefusedError:
     """Return the error for a change that something forbids; `columns` are those that a look-up has found."""
     error, hint = _SAID[verdict]
-    if verdict is Verdict.CONSTRAINT and change.action is Action.HARD:
+    if verdict is Verdict.CONSTRAINT and columns:
         error = ClientInUseError
     table = rows.id.table
     where = f"Look at {', '.join(columns)}." if columns else f"Look at the table {table}{hint}."
@@ -39,8 +39,11 @@ _SAID: dict[Verdict, tuple[type[ChangeRefusedError], str]] = {
 }
 
 
-def holding_back(session: Session, rows: ClientRows, client: Client) -> list[str]:
+def holding_back(session: Session, dialect: Dialect, rows: ClientRows, client_id: str) -> list[str]:
     """Return the columns, as `table.column`, by which foreign keys of the database forbid a removal."""
+    client = rows.read(session, [client_id], dialect).get(client_id)
+    if client is None:
+        return []
     inspector = sa.inspect(session.connection())
     found: dict[str, str] = {}
     for clients in rows.mapper.tables:

@@ -51,10 +51,11 @@ class SQLAlchemyRepository:
             return False
         plan = self._recorder.plan(transactions.dialect, change, entries)
         try:
-            with suppress(UndecidedError):
+            try:
                 step = partial(plan.take, key=key, change=change, entries=entries)
                 return transactions.write(step, change.client_id, alone=plan.alone)
-            plan = self._recorder.unit_of_work(transactions.dialect)
+            except UndecidedError as undecided:
+                plan = self._recorder.plan_again(transactions.dialect, change, entries, undecided)
             step = partial(plan.take, key=key, change=change, entries=entries)
             return transactions.write(step, change.client_id, alone=plan.alone)
         except RefusedError as refused:
@@ -82,9 +83,7 @@ class SQLAlchemyRepository:
 
     def due(self, *, settled_for: timedelta, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.due`."""
-        transactions = self._transactions()
-        due = partial(self._ledger.due, dialect=transactions.dialect, settled_for=settled_for, after=after)
-        return transactions.read(due)
+        return self._transactions().read(partial(self._ledger.due, settled_for=settled_for, after=after))
 
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
@@ -103,10 +102,8 @@ class SQLAlchemyRepository:
 
     def preview(self, client_id: str, entries: EntryRule) -> Preview | None:
         """Fulfil `ports.ClientDirectory.preview`."""
-        transactions = self._transactions()
-        return transactions.read(
-            lambda session: preview(session, self._rows, transactions.dialect, client_id, entries)
-        )
+        look = partial(preview, rows=self._rows, client_id=client_id, entries=entries)
+        return self._transactions().read(look)
 
     def check_columns(self, names: Collection[str]) -> None:
         """Fulfil `ports.ClientDirectory.check_columns`."""
@@ -139,11 +136,6 @@ class SQLAlchemyRepository:
             columns = list(touched_by_the_orm(self._rows))
         elif verdict is Verdict.CONSTRAINT and change.action is Action.HARD:
             with suppress(StoreError):  # then without names
-                columns = transactions.read(
-                    partial(self._holding_back, change.client_id, transactions.dialect)
-                )
+                look = partial(holding_back, rows=self._rows, client_id=change.client_id)
+                columns = transactions.read(look)
         return refusal(verdict, change, self._rows, columns)
-
-    def _holding_back(self, client_id: str, dialect: Dialect, session: Session) -> Sequence[str]:
-        client = self._rows.read(session, [client_id], dialect).get(client_id)
-        return holding_back(session, self._rows, client) if client is not None else ()

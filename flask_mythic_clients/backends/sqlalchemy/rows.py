@@ -1,7 +1,7 @@
 """The clients' rows: the host's model, whatever its columns are called."""
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, Literal
@@ -34,6 +34,15 @@ def _is_unique(column: sa.Column[Any]) -> bool:
     sets += [key.columns for key in table.constraints if isinstance(key, sa.UniqueConstraint)]
     sets += [index.columns for index in table.indexes if index.unique]
     return any(list(columns) == [column] for columns in sets)
+
+
+def _loaded(session: Session, query: sa.Select[Any]) -> Sequence[Any]:
+    """Load rows; a value that the model cannot read, and its error quotes, is an error of the mapping."""
+    result = session.scalars(query)
+    try:
+        return result.all()
+    except (LookupError, TypeError, ValueError):
+        raise sa.exc.InvalidRequestError("A column holds what the model cannot read.") from None
 
 
 class ClientRows:
@@ -143,18 +152,18 @@ class ClientRows:
         if lock == "update":
             query = query.where(dialect.step_1)
         found = {}
-        for row in session.scalars(query):
+        for row in _loaded(session, query):
             client = self.client(row)
             if client.id in client_ids:
                 found[client.id] = client
         return found
 
-    def page(self, session: Session, after: Client | None) -> list[Client]:
+    def page(self, session: Session, _: Dialect, after: Client | None) -> list[Client]:
         """Return the next clients in the order of their ids; none after the last."""
         query: sa.Select[Any] = sa.select(self.model).order_by(self.id).limit(_PAGE).options(lazyload("*"))
         if after is not None:
             query = query.where(self.id > getattr(after.row, self._id))
-        return [self.client(row) for row in session.scalars(query)]
+        return [self.client(row) for row in _loaded(session, query)]
 
     def client(self, row: Any) -> Client:
         """Return a loaded row as a client."""

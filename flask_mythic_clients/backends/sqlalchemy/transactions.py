@@ -38,13 +38,13 @@ class Transactions:
     tables: Sequence[Any]
     """Those that the steps need, to name what the database lacks of them."""
 
-    def read(self, query: Callable[[Session], _T]) -> _T:
+    def read(self, query: Callable[[Session, Dialect], _T]) -> _T:
         """Ask in a transaction, and end it."""
         tries = _Tries()
         while True:
             try:
                 with self.dialect.transaction(self.engine) as session:
-                    answer = query(session)
+                    answer = query(session, self.dialect)
                     session.commit()
                     return answer
             except sa.exc.SQLAlchemyError as error:
@@ -66,7 +66,7 @@ class Transactions:
                         return done
                 except sa.exc.SQLAlchemyError as error:
                     if (verdict := dialect.verdict(error)) in _REFUSALS:
-                        raise RefusedError(verdict) from told(error, dialect)
+                        raise RefusedError(verdict) from self._told(error)
                     self._failed(tries, error)
 
     @contextmanager
@@ -91,16 +91,27 @@ class Transactions:
             try:
                 session.commit()
             except sa.exc.SQLAlchemyError as error:
-                raise self._translated(error) from told(error, dialect)
+                raise self._translated(error) from self._told(error)
 
     def _failed(self, tries: "_Tries", error: sa.exc.SQLAlchemyError) -> None:
         """Pause before another try, or raise the error translated."""
         if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated and not tries.reconnected:
             tries.reconnected = True  # a dead connection of the pool, which is empty now
         elif self.dialect.verdict(error) is not Verdict.CONFLICT or not tries.left:
-            raise self._translated(error) from told(error, self.dialect)
+            raise self._translated(error) from self._told(error)
         tries.left -= 1
         time.sleep(random.uniform(0, 0.02))
+
+    def _told(self, error: sa.exc.SQLAlchemyError) -> ForeignError:
+        """Tell an error by its class and code; by its text only where no statement was sent, nor a commit."""
+        said = getattr(error, "orig", None)
+        if said is None:
+            return ForeignError.told(error)
+        code, url = self.dialect.code(said), self.engine.url
+        if getattr(error, "statement", None) is None and not (code and self.dialect.raises_at_commit):
+            where = f"{url.host}:{url.port}" if url.host else ""
+            return ForeignError.told(said, where, " ".join(str(said).split()))
+        return ForeignError.told(said, code or "")
 
     def _translated(self, error: sa.exc.SQLAlchemyError) -> RepositoryError:
         verdict = self.dialect.verdict(error)
@@ -127,14 +138,6 @@ _MESSAGES = {
         "and repeating it may not help.",
     ),
 }
-
-
-def told(error: sa.exc.SQLAlchemyError, dialect: Dialect) -> ForeignError:
-    """Tell an error by its class and code; by its text only where that is about the server."""
-    said = getattr(error, "orig", None) or error
-    if dialect.verdict(error) is Verdict.AWAY:
-        return ForeignError.told(said, " ".join(str(said).split()))
-    return ForeignError.told(said, dialect.code(said) or "")
 
 
 def _missing(engine: sa.Engine, tables: Sequence[Any]) -> Iterator[str]:

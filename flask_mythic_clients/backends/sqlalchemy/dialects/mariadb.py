@@ -30,9 +30,11 @@ class MariaDB(Dialect):
         **dict.fromkeys((1037, 1038, 1041, 1021, 1114), Verdict.AWAY),
         4025: Verdict.CONSTRAINT,  # a CHECK; an operational error to its drivers
         # SIGNAL; a trigger that writes to its own table; values that a trigger has spoilt.
-        **dict.fromkeys((1644, 1442, 1264, 1265, 1366, 1406, 1690, 1364, 1365, 1292), Verdict.REFUSED),
-        # CHECK OPTION; no privilege, on a table, a column or at all; a table that is read alone.
-        **dict.fromkeys((1369, 1142, 1143, 1044, 1227, 1036, 1290), Verdict.REFUSED),
+        **dict.fromkeys(
+            (1644, 1442, 1264, 1265, 1366, 1406, 1690, 1364, 1365, 1292, 1242, 1643), Verdict.REFUSED
+        ),
+        # CHECK OPTION; no privilege, on a table, a column or at all; a table, or a view, that is read alone.
+        **dict.fromkeys((1369, 1142, 1143, 1044, 1227, 1036, 1290, 1288), Verdict.REFUSED),
     }
 
     @contextmanager
@@ -95,7 +97,7 @@ class MariaDB(Dialect):
         if verdict is Verdict.UNKNOWN and (number := self.code(getattr(error, "orig", None))) is not None:
             if number in _DRIVERS:
                 return Verdict.AWAY
-            if number >= _HOSTS:
+            if number >= _HOSTS or number < 0:  # PyMySQL reads a large one as negative
                 return Verdict.REFUSED
         return verdict
 

@@ -1,9 +1,11 @@
 """PostgreSQL: step 1 in one statement, and settings that travel with a statement."""
 
-from datetime import timedelta
+from datetime import UTC, timedelta
+from operator import methodcaller
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from .standard import WAIT, Dialect, Verdict
 
@@ -20,6 +22,27 @@ def _set(lock_timeout: str, synchronous_commit: Any) -> sa.ColumnElement[bool]:
 
 _SYNCHRONOUS_COMMIT = sa.func.current_setting("synchronous_commit")
 
+_TRIGGER = sa.table(
+    "pg_trigger",
+    *map(sa.column, ("tgrelid", "tgtype", "tgconstrrelid")),
+    sa.column("tgisinternal", sa.Boolean),
+    sa.column("tginitdeferred", sa.Boolean),
+    schema="pg_catalog",
+)
+_CLASS = sa.table(
+    "pg_class",
+    sa.column("oid"),
+    sa.column("relkind"),
+    sa.column("relhasrules", sa.Boolean),
+    schema="pg_catalog",
+)
+_EVENTS = {"INSERT": 4, "DELETE": 8, "UPDATE": 16}  # bits of tgtype
+
+
+def _called(of_table: sa.ColumnElement[bool], events: int) -> sa.ColumnElement[bool]:
+    """Whether a trigger of the host's is called at one of the events."""
+    return sa.exists().where(of_table, ~_TRIGGER.c.tgisinternal, _TRIGGER.c.tgtype.op("&")(events) != 0)
+
 
 class PostgreSQL(Dialect):
     """Waits inside the UPDATE, but stamps no record that was made after that began."""
@@ -27,9 +50,11 @@ class PostgreSQL(Dialect):
     one_statement = True
     skips_rows = True
     hides_rows = True
+    raises_at_commit = True
     uuid_is_text = True
     began = sa.func.statement_timestamp()
     now = sa.func.clock_timestamp()
+    aware = staticmethod(methodcaller("astimezone", UTC))
     # Where the host does not wait for the disk, this does: what is done to the key-value store cannot be
     # undone. Nothing else is changed: who waits for a standby still does, who does not must not begin to.
     step_1 = _set(f"{WAIT * 1000}ms", sa.func.replace(_SYNCHRONOUS_COMMIT, "off", "local"))
@@ -43,22 +68,45 @@ class PostgreSQL(Dialect):
         # No connection, no resources, an administrator's or the system's end of it; a standby.
         **dict.fromkeys(("08", "53", "57", "58", "25006"), Verdict.AWAY),
         "23": Verdict.CONSTRAINT,
-        # RAISE and its kin; values that a trigger has spoilt; what a trigger has changed; CHECK OPTION;
-        # functions in other languages; a rule; no privilege, or a policy.
-        **dict.fromkeys(("P0", "22", "27", "44", "38", "39", "0A", "42501"), Verdict.REFUSED),
+        # No privilege, or a policy; a rule.
+        **dict.fromkeys(("42501", "0A"), Verdict.REFUSED),
     }
 
     def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.ago`. Not by `now`: an index is of no use for what changes from row to row."""
         return self.began - sa.literal(duration, sa.Interval)
 
-    def unwatched(self, *tables: Any) -> sa.ColumnElement[bool]:
-        """Fulfil `Dialect.unwatched`."""
-        name = self.sqlalchemys.identifier_preparer.format_table
-        trigger = sa.table("pg_trigger", sa.column("tgrelid"), sa.column("tgisinternal"), schema="pg_catalog")
-        watched = trigger.c.tgrelid.in_([sa.func.to_regclass(name(table)) for table in tables])
-        # What is internal carries out foreign keys.
-        return ~sa.exists().where(watched, ~trigger.c.tgisinternal)
+    def watched(
+        self, event: str, table: Any, ledger: Any, row: sa.Select[Any] | None = None
+    ) -> sa.ColumnElement[bool]:
+        """Fulfil `Dialect.watched`."""
+        oid, of_ledger = self._oid(table), self._oid(ledger)
+        called = [
+            _called(_TRIGGER.c.tgrelid == oid, _EVENTS[event]),
+            _called(_TRIGGER.c.tgrelid == of_ledger, _EVENTS["INSERT"]),
+            _called(_TRIGGER.c.tgrelid.in_(self._reached(table)), _EVENTS["DELETE"] | _EVENTS["UPDATE"]),
+        ]
+        if row is not None:  # in a partition it has another
+            called.append(_called(_TRIGGER.c.tgrelid.in_(row), _EVENTS[event]))
+        ruled = sa.exists().where(_CLASS.c.oid.in_([oid, of_ledger]), _CLASS.c.relhasrules)
+        return sa.or_(*called, ruled)
+
+    def is_table(self, table: Any) -> sa.ColumnElement[bool]:
+        """Fulfil `Dialect.is_table`."""
+        return sa.exists().where(_CLASS.c.oid == self._oid(table), _CLASS.c.relkind.in_(["r", "p"]))
+
+    def finish(self, session: Session) -> None:
+        """Fulfil `Dialect.finish`."""
+        session.execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
+
+    def _reached(self, table: Any) -> sa.Select[Any]:
+        """Find the tables that refer to one: by the internal triggers, which carry out foreign keys."""
+        trigger = _TRIGGER.alias()
+        of_table = trigger.c.tgrelid == self._oid(table)
+        return sa.select(trigger.c.tgconstrrelid).where(of_table, trigger.c.tgisinternal)
+
+    def _oid(self, table: Any) -> sa.ColumnElement[Any]:
+        return sa.func.to_regclass(self.sqlalchemys.identifier_preparer.format_table(table))
 
     def json_array(self, *items: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.json_array`; the standard's leaves nulls out."""
@@ -69,14 +117,17 @@ class PostgreSQL(Dialect):
         return getattr(said, "sqlstate", None) or getattr(said, "pgcode", None)
 
     def verdict(self, error: sa.exc.SQLAlchemyError) -> Verdict:
-        """Fulfil `Dialect.verdict`: a SQLSTATE of a class that is nobody's is the host's own."""
+        """Fulfil `Dialect.verdict`: what the server does not say of itself, a trigger has said."""
         verdict = super().verdict(error)
         state = self.code(getattr(error, "orig", None))
-        if verdict is Verdict.UNKNOWN and state is not None and state[0] in _ITS_OWN:
+        if verdict is Verdict.UNKNOWN and state is not None and state[:2] not in _OF_ITSELF:
             return Verdict.REFUSED
         return verdict
 
 
-# The standard leaves classes that begin with 5 to 9 or I to Z to whoever wants them (ISO/IEC 9075-2, 24.1);
-# PostgreSQL's begin with 5, 7, P or X.
-_ITS_OWN = "689IJKLMNOQRSTUVWYZ"
+# Classes by which it tells of its own state, or of a statement that cannot be understood. All others tell of
+# data, or are free for those who raise them (PostgreSQL, appendix A).
+_OF_ITSELF = {
+    *("00", "01", "02", "03", "09", "0B", "0L", "0P", "0Z", "24", "25", "26", "28"),
+    *("2B", "2D", "34", "3B", "3D", "3F", "40", "42", "54", "72", "F0", "HV", "XX"),
+}

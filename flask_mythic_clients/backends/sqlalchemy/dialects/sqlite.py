@@ -1,7 +1,7 @@
 """SQLite: one writer at a time, so the write lock comes first and writers take turns."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -35,6 +35,10 @@ class SQLite(Dialect):
         """
         with engine.connect() as connection:
             driver: Any = connection.connection.driver_connection
+            always_begun = getattr(driver, "autocommit", None) is False  # since Python 3.12, if the host asks
+            if always_begun:
+                driver.autocommit = True  # ends the transaction that stands open
+                driver.autocommit = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL
             begins = driver.isolation_level
             ((enforced,),) = driver.execute("PRAGMA foreign_keys").fetchall()
             ((wait,),) = driver.execute("PRAGMA busy_timeout").fetchall()
@@ -43,17 +47,15 @@ class SQLite(Dialect):
             driver.execute(f"PRAGMA busy_timeout = {WAIT * 1000}")
             try:
                 with Session(connection, autoflush=False, expire_on_commit=False) as session:
-                    try:
-                        yield session
-                    except BaseException:
-                        with suppress(sa.exc.SQLAlchemyError):
-                            session.rollback()  # a COMMIT that failed leaves the transaction open
-                        raise
+                    yield session
             finally:
                 if not connection.invalidated:
+                    driver.rollback()  # a COMMIT that failed leaves the transaction open, and closing too
                     driver.isolation_level = begins
                     driver.execute(f"PRAGMA foreign_keys = {enforced}")
                     driver.execute(f"PRAGMA busy_timeout = {wait}")
+                    if always_begun:
+                        driver.autocommit = False
 
     def lock(self, session: Session, ledger: sa.Table) -> None:
         """Fulfil `Dialect.lock`: a reader that becomes a writer fails."""
@@ -72,8 +74,18 @@ class SQLite(Dialect):
         """Fulfil `Dialect.verdict`: for some it has words, and one code."""
         verdict = super().verdict(error)
         said = str(getattr(error, "orig", ""))
+        if verdict is Verdict.REFUSED and said == "FOREIGN KEY constraint failed":
+            return Verdict.CONSTRAINT  # RESTRICT is a trigger to it
         if verdict is not Verdict.UNKNOWN:
             return verdict
-        if any(words in said for words in ("no such table", "no such column", "has no column named")):
-            return Verdict.OUTDATED
-        return Verdict.CONSTRAINT if "foreign key mismatch" in said else verdict
+        return next((meant for words, meant in _WORDS.items() if words in said), verdict)
+
+
+_WORDS = {
+    "no such table": Verdict.OUTDATED,
+    "no such column": Verdict.OUTDATED,
+    "has no column named": Verdict.OUTDATED,
+    "foreign key mismatch": Verdict.CONSTRAINT,
+    "because it is a view": Verdict.REFUSED,
+    "integer overflow": Verdict.REFUSED,
+}

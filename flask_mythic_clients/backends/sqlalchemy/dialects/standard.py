@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, timedelta
 from enum import Enum, auto
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -42,12 +42,16 @@ class Dialect:
     """Whether a trigger can make a statement leave a row out, or put a row back, without an error."""
     hides_rows: ClassVar[bool] = False
     """Whether a policy can hide from a lock a row that a plain read finds."""
+    raises_at_commit: ClassVar[bool] = False
+    """Whether a trigger of the host's can raise what it likes at the commit."""
     uuid_is_text: ClassVar[bool] = False
     """Whether SQL writes a UUID as Python does."""
     began: ClassVar[sa.ColumnElement[Any]]
     """The database's time when the statement began."""
     now: ClassVar[sa.ColumnElement[Any]]
     """The database's time when this is computed."""
+    aware: ClassVar[Any] = staticmethod(methodcaller("replace", tzinfo=UTC))
+    """Makes a time that was read an aware one, in UTC; most keep it in UTC, without its zone."""
     step_1: ClassVar[sa.ColumnElement[bool]] = sa.true()
     """A condition that is true, and sets what holds for the rest of step 1's transaction."""
     step_2: ClassVar[sa.ColumnElement[bool]] = sa.true()
@@ -93,9 +97,21 @@ class Dialect:
         """Return the database's time when the statement began, less a duration."""
         raise NotImplementedError
 
-    def unwatched(self, *tables: Any) -> sa.ColumnElement[bool]:
-        """Whether nothing of the host's runs in the database where these tables are written to."""
+    def is_table(self, table: Any) -> sa.ColumnElement[bool]:
+        """Whether that is a table, not a view; asked where `one_statement` is true."""
         raise NotImplementedError
+
+    def watched(
+        self, event: str, table: Any, ledger: Any, row: sa.Select[Any] | None = None
+    ) -> sa.ColumnElement[bool]:
+        """Whether a trigger or a rule of the host's runs where a row is deleted or updated, and recorded.
+
+        `row` finds the table in which the row really is. Asked where `one_statement` is true.
+        """
+        raise NotImplementedError
+
+    def finish(self, session: Session) -> None:
+        """Let the database do now what it would do only at the commit."""
 
     def same(self, column: sa.Column[Any], key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Whether the column is this id, to the letter."""
