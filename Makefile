@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Two at a time, each class or file on one side; not the campaigns, which measure times and load.
+SIDE_BY_SIDE = -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
 CAMPAIGNS = interleavings kills outages crowds stateful hostile-input keys-under-attack
@@ -13,16 +15,21 @@ help: ## Show this list
 run: $(VENV)/installed-example ## Start the example server (ARGS="--port 8001")
 	$(VENV)/bin/python -m example_app $(ARGS)
 
-test: $(VENV)/installed-dev ## Run all tests (ARGS="-k wire")
+test: $(VENV)/installed-dev ## Run all tests, or some (ARGS="-k wire")
+ifeq ($(ARGS),)
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/campaigns
+	$(VENV)/bin/python -m pytest tests/campaigns
+else
 	$(VENV)/bin/python -m pytest $(ARGS)
+endif
 
 quick: check ## Lint, types, layers, and the tests on SQLite and in memory, in under a minute
-	$(VENV)/bin/python -m pytest --quick -q -rfE tests/unit tests/contract tests/integration $(ARGS)
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) --quick -q -rfE tests/unit tests/contract tests/integration $(ARGS)
 
 test-sqlalchemy-2.0: ## Run the tests that touch a database on SQLAlchemy 2.0
 	$(MAKE) VENV=$(VENV)-sqlalchemy-2.0 $(VENV)-sqlalchemy-2.0/installed-dev
 	$(VENV)-sqlalchemy-2.0/bin/python -m pip install --quiet --disable-pip-version-check 'sqlalchemy>=2.0.28,<2.1'
-	$(VENV)-sqlalchemy-2.0/bin/python -m pytest tests/contract/test_repositories.py tests/integration -k "not valkey" $(ARGS)
+	$(VENV)-sqlalchemy-2.0/bin/python -m pytest $(SIDE_BY_SIDE) tests/contract/test_repositories.py tests/integration -k "not valkey" $(ARGS)
 
 campaign-interleavings: ## Every interleaving of two and three operations, with every fault (SIZE=3)
 campaign-kills: ## kill -9 at every named moment, and at random ones under load (SIZE=1000)

@@ -28,6 +28,8 @@ from tests.servers import START, Server
 
 from .scene import AWAY, Tap, hung_server, nothing
 
+pytestmark = pytest.mark.server
+
 PART = 10  # characters; so many of a marker in a row do not occur by chance
 MARKERS = TOKEN, NAME, VALUE = "tok9f3kq7ztw2xlmv8b", "nam4hd6rj1yc5gpe0us", "val8m2xqn7kb3wt5zr1"
 PARTS = {text[at : at + PART]: text[:3] for text in MARKERS for at in range(len(text) - PART + 1)}
