@@ -36,8 +36,8 @@ class DeletionSteps(Protocol):
         """Change the client's row and insert its deletion record, both or neither.
 
         Return False, having done nothing, where the row is absent or already so, or is active and
-        the change says `only_if_inactive`. Raises ClientInUseError where other rows
-        forbid the removal, ConstraintError where a constraint forbids another change.
+        the change says `only_if_inactive`. On True the row was seen to be changed: where the database kept
+        it, or forbids the change, nothing has changed, and a ChangeRefusedError says what was in the way.
         """
         ...
 

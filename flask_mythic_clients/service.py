@@ -62,21 +62,21 @@ class DeletionService:
     def soft_delete(self, client_id: str, *, actor: str) -> None:
         """Set the client's status to false; a client that already is deleted is success.
 
-        Raises InvalidClientIdError, ClientNotFoundError, ConstraintError, StoreError.
+        Raises InvalidClientIdError, ClientNotFoundError, ChangeRefusedError, StoreError.
         """
         self._carry_out(Action.SOFT, client_id, actor)
 
     def hard_delete(self, client_id: str, *, actor: str) -> None:
         """Remove the client's row and entries for good; on return both stores have confirmed.
 
-        Raises InvalidClientIdError, ClientNotFoundError, HardDeleteRefusedError, StoreError.
+        Raises InvalidClientIdError, ClientNotFoundError, ChangeRefusedError, StoreError.
         """
         self._carry_out(Action.HARD, client_id, actor)
 
     def restore(self, client_id: str, *, actor: str) -> None:
         """Take a soft delete back; an active client is success.
 
-        Raises InvalidClientIdError, ClientNotFoundError, ConstraintError, StoreError.
+        Raises InvalidClientIdError, ClientNotFoundError, ChangeRefusedError, StoreError.
         """
         self._carry_out(Action.RESTORE, client_id, actor)
 
