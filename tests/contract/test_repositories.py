@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column
 
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
-from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository, Status
 from flask_mythic_clients.model import Action
 from flask_mythic_clients.ports import ClientRepository
 from flask_mythic_clients.testing import AddClient, ClientRepositoryContract, KeepRows, LetTimePass
@@ -63,7 +63,7 @@ def hosts() -> Iterator[dict[str, Host]]:
 class SQLAlchemyContract(ClientRepositoryContract):
     """The contract on SQLite, PostgreSQL and MariaDB, for one model of a host."""
 
-    columns: ClassVar[dict[str, str]] = {}
+    columns: ClassVar[dict[str, Any]] = {}
 
     def make_model(self, db: SQLAlchemy) -> Any:
         raise NotImplementedError
@@ -130,12 +130,15 @@ LET_GO = {
 }
 
 
+STATUS = ("status", "enabled", "closed_at", "state")
+
+
 def _keep_rows(host: Host, stack: ExitStack) -> Collection[Action]:
     """Plant a trigger until the stack is left; MariaDB has none that keeps a row from its removal."""
     with host.flask.app_context():
         engine = host.db.engine
     kind, mapper = engine.dialect.name, sa.inspect(host.model)
-    status = mapper.columns["status" if "status" in mapper.columns else "enabled"].name
+    (status,) = [mapper.columns[name].name for name in STATUS if name in mapper.columns]
 
     def execute(statements: Collection[str]) -> None:
         with engine.begin() as connection:
@@ -187,5 +190,50 @@ class TestColumnsOfTheHosts(SQLAlchemyContract):
     def add_client(self, host: Host) -> AddClient:
         def add(client_id: str, *, status: bool = True, name: str | None = "a name") -> None:
             host.add(number=int(client_id), enabled=status, name=name)
+
+        return add
+
+
+class TestATimeForAStatus(TestOurColumns):
+    """A nullable time: null is active."""
+
+    columns: ClassVar[dict[str, Any]] = {"status": "closed_at"}
+
+    def make_model(self, db: SQLAlchemy) -> Any:
+        class Client(db.Model):  # type: ignore[name-defined,misc]
+            __tablename__ = "clients"
+            id: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+            name: Mapped[str | None] = mapped_column(sa.String(255))
+            closed_at: Mapped[datetime | None] = mapped_column()
+
+        return Client
+
+    @pytest.fixture
+    def add_client(self, host: Host) -> AddClient:
+        def add(client_id: str, *, status: bool = True, name: str | None = "a name") -> None:
+            host.add(id=client_id, closed_at=None if status else datetime(2020, 1, 1), name=name)
+
+        return add
+
+
+class TestWordsForAStatus(TestOurColumns):
+    """A text, of which one word means deleted; through the unit of work."""
+
+    columns: ClassVar[dict[str, Any]] = {"status": Status("state", active="normal", deleted="archived")}
+
+    def make_model(self, db: SQLAlchemy) -> Any:
+        class Client(db.Model):  # type: ignore[name-defined,misc]
+            __tablename__ = "clients"
+            id: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+            name: Mapped[str | None] = mapped_column(sa.String(255))
+            state: Mapped[str | None] = mapped_column(sa.String(20))
+
+        sa.event.listen(Client, "before_update", lambda *_: None)
+        return Client
+
+    @pytest.fixture
+    def add_client(self, host: Host) -> AddClient:
+        def add(client_id: str, *, status: bool = True, name: str | None = "a name") -> None:
+            host.add(id=client_id, state="new" if status else "archived", name=name)
 
         return add

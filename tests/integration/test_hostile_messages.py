@@ -55,7 +55,8 @@ class TestAWrongArgument:
     @pytest.mark.parametrize("option", ["id", "status"])
     def test_a_column_that_the_model_lacks_is_named_beside_those_it_has(self, option: str) -> None:
         db = SQLAlchemy()
-        expected = f"Client has no column 'wrong': pass {option}=… with one of id, name, status."
+        fit = {"id": "id, name, status", "status": "status"}[option]
+        expected = f"Client has no column 'wrong': pass {option}=… with one of {fit}."
         with pytest.raises(ConfigurationError, match=f"^{re.escape(expected)}$"):
             SQLAlchemyRepository(db, client_model(db), **{option: "wrong"})
 

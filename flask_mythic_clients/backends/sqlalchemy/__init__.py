@@ -5,5 +5,6 @@ The only package that imports sqlalchemy and flask_sqlalchemy.
 
 from .mixin import ClientMixin
 from .repository import SQLAlchemyRepository
+from .status import Status
 
-__all__ = ["ClientMixin", "SQLAlchemyRepository"]
+__all__ = ["ClientMixin", "SQLAlchemyRepository", "Status"]

@@ -98,7 +98,9 @@ class _OneStatement:
         table, action = rows.id.table, change.action
         columns = [rows.column(name) for name in dict.fromkeys(["id", *templates.columns])]
         applies = rows.applies(sa.bindparam(_KEY, type_=rows.key_type), change, dialect)
-        changed = _dml(rows, action).where(applies, dialect.step_1).returning(*columns).cte("changed")
+        changed = (
+            _dml(rows, action, dialect).where(applies, dialect.step_1).returning(*columns).cte("changed")
+        )
         names, values = _values(dialect, action, rows.kv_keys(changed, templates, dialect))
         insert = sa.insert(ledger).from_select(names, sa.select(*values).select_from(changed))
         recorded = insert.returning(ledger.c.id).cte("recorded")
@@ -144,9 +146,10 @@ class _TwoStatements:
         names, values = _values(dialect, change.action, rows.kv_keys(table, templates, dialect))
         query = sa.select(*values).select_from(table).where(applies).with_for_update()
         self._insert = sa.insert(ledger).from_select(names, query)
-        self._change = _dml(rows, change.action).where(applies)
-        self._look = sa.select(rows.status).where(dialect.same(rows.id, key))
-        self._applies = sa.select(rows.status).where(applies)
+        self._change = _dml(rows, change.action, dialect).where(applies)
+        self._look = sa.select(rows.status.column).where(dialect.same(rows.id, key))
+        self._applies = sa.select(rows.status.column).where(applies)
+        self._rows = rows
         self._skips_rows = dialect.skips_rows
 
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:  # noqa: ARG002
@@ -162,7 +165,7 @@ class _TwoStatements:
         if change.action is Action.HARD and not self._skips_rows:
             kept = changed.rowcount == 0
         else:
-            kept = not _is_as_wished(session.execute(self._look, of_row).first(), change.action)
+            kept = not self._rows.is_as_wished(session.execute(self._look, of_row).first(), change.action)
         if kept:
             raise KeptError
         return True
@@ -194,17 +197,17 @@ class _UnitOfWork:
         }
         looks = rows.looks(client, change.action)
         if change.action is not Action.HARD:
-            rows.set_active(client.row, change.action is Action.RESTORE)
+            rows.set_active(session, client.row, change.action is Action.RESTORE, dialect)
         elif runs_host_code(rows.mapper, Action.HARD):
             session.delete(client.row)
         else:
-            session.execute(_dml(rows, Action.HARD).where(rows.id == key))
+            session.execute(_dml(rows, Action.HARD, dialect).where(rows.id == key))
         _flush(session)
         insert = sa.insert(ledger).values(record)
         recorded: Any = session.execute(insert, execution_options=_COUNTED)
         dialect.finish(session)
         found = [session.execute(look).first() for look in looks]
-        if recorded.rowcount == 0 or not all(_is_as_wished(row, change.action) for row in found):
+        if recorded.rowcount == 0 or not all(rows.is_as_wished(row, change.action) for row in found):
             raise KeptError
         return True
 
@@ -243,13 +246,6 @@ def _flush(session: Session) -> None:
         raise sa.exc.InvalidRequestError("The key of a dependent row cannot be null.") from error
 
 
-def _is_as_wished(found: sa.Row[Any] | None, action: Action) -> bool:
-    """Whether what is found of a row after its change, its status or nothing, is what the action wants."""
-    if action is Action.HARD:
-        return found is None
-    return found is not None and bool(found[0]) is (action is Action.RESTORE)
-
-
 def runs_host_code(mapper: Mapper[Any], action: Action) -> bool:
     """Whether the ORM has more to do for this model than a statement does: cascades, listeners, and such."""
     if mapper.version_id_col is not None or mapper.polymorphic_on is not None or len(mapper.tables) > 1:
@@ -263,11 +259,12 @@ def runs_host_code(mapper: Mapper[Any], action: Action) -> bool:
     )
 
 
-def _dml(rows: ClientRows, action: Action) -> Any:
+def _dml(rows: ClientRows, action: Action, dialect: Dialect) -> Any:
     table = rows.id.table
     if action is Action.HARD:
         return sa.delete(table)
-    return sa.update(table).values({rows.status: action is Action.RESTORE})
+    value = rows.status.value(action is Action.RESTORE, dialect)
+    return sa.update(table).values({rows.status.column: value})
 
 
 def _values(

@@ -19,6 +19,7 @@ from .preview import preview
 from .recorder import KeptError, Recorder, UndecidedError
 from .refusals import holding_back, refusal, touched_by_the_orm
 from .rows import ClientRows
+from .status import Status
 from .transactions import RefusedError, Transactions
 
 
@@ -26,13 +27,19 @@ class SQLAlchemyRepository:
     """Clients in a table of the host's, the ledger beside it in the same database.
 
     `db` alone means a model of ours, `repository.model`, in the table `clients`. `id` and `status` are
-    attributes of the host's model; a status of NULL counts as false. Works inside an application context,
-    on the engine of the model's `__bind_key__`; never touches `db.session`.
+    attributes of the host's model. A status is a Boolean (true is active, NULL is not), a nullable time (NULL
+    is active; a soft delete writes the database's), or a `Status` of any other column. Works inside an
+    application context, on the engine of the model's `__bind_key__`; never touches `db.session`.
     Raises ConfigurationError where the model has no such columns, or the id is not unique.
     """
 
     def __init__(
-        self, db: SQLAlchemy, model: type[Any] | None = None, *, id: str = "id", status: str = "status"
+        self,
+        db: SQLAlchemy,
+        model: type[Any] | None = None,
+        *,
+        id: str = "id",
+        status: str | Status = "status",
     ) -> None:
         if not isinstance(db, SQLAlchemy):
             raise ConfigurationError(f"Pass the Flask-SQLAlchemy object of your app, not {db!r}.")

@@ -13,6 +13,7 @@ from ...entries import KeyTemplates
 from ...errors import ConfigurationError
 from ...model import Action, Change, Client
 from .dialects import Dialect
+from .status import Status, status_column
 
 _PAGE = 1000
 _PLAIN_TYPES = {
@@ -48,22 +49,16 @@ def _loaded(session: Session, query: sa.Select[Any]) -> Sequence[Any]:
 class ClientRows:
     """Translates between clients and the rows of a host's model."""
 
-    def __init__(self, model: type[Any], id: str, status: str) -> None:
+    def __init__(self, model: type[Any], id: str, status: str | Status) -> None:
         self.model = model
         self.mapper = _mapper(model)
-        for option, name in (("id", id), ("status", status)):
-            if name not in self.mapper.columns:
-                raise ConfigurationError(
-                    f"{model.__name__} has no column {name!r}: pass {option}=… with one of {self._names()}."
-                )
-        self._id = id
-        self._status = status
-        self.id = self.column("id")
-        self.status = self.mapper.columns[status]
-        if not isinstance(self.status.type, sa.Boolean):
+        if id not in self.mapper.columns:
             raise ConfigurationError(
-                f"{model.__name__}.{status} is no Boolean column, and no other can tell an active client."
+                f"{model.__name__} has no column {id!r}: pass id=… with one of {self._names()}."
             )
+        self._id = id
+        self.id = self.column("id")
+        self.status = status_column(self.mapper, status)
         if not _is_unique(self.id):
             raise ConfigurationError(
                 f"{model.__name__}.{id} is neither the primary key nor unique, but one id must name one row."
@@ -120,9 +115,9 @@ class ClientRows:
         """Return `Change.applies_to` in SQL, for the row of that key."""
         same = dialect.same(self.id, key)
         if change.action is Action.SOFT:
-            return same & self.status.is_(True)
+            return same & self.status.active(dialect)
         if change.action is Action.RESTORE or change.only_if_inactive:
-            return same & self.status.is_not(True)
+            return same & ~self.status.active(dialect)
         return same
 
     def kv_keys(
@@ -170,7 +165,7 @@ class ClientRows:
         id = str(getattr(row, self._id))
         # PostgreSQL pads CHAR with blanks, which no id has.
         id = id.rstrip() if isinstance(self.id.type, (sa.CHAR, sa.NCHAR)) else id
-        return Client(id, bool(getattr(row, self._status)), row)
+        return Client(id, self.status.is_active(getattr(row, self.status.name)), row)
 
     def values(self, client: Client, table: Any, columns: Collection[str]) -> list[Any]:
         """Return what a client's row has in columns of one of its tables, by their names there."""
@@ -183,8 +178,8 @@ class ClientRows:
 
         For a removal one for each of its tables, else one for its status.
         """
-        tables = self.mapper.tables if action is Action.HARD else [self.status.table]
-        found = sa.true() if action is Action.HARD else self.status
+        tables = self.mapper.tables if action is Action.HARD else [self.status.column.table]
+        found = sa.true() if action is Action.HARD else self.status.column
         return [sa.select(found).select_from(table).where(*self._is(client, table)) for table in tables]
 
     def _is(self, client: Client, table: Any) -> list[sa.ColumnElement[bool]]:
@@ -195,9 +190,18 @@ class ClientRows:
         values = self.values(client, table, [column.name for column in columns])
         return [column == value for column, value in zip(columns, values, strict=True)]
 
-    def set_active(self, row: Any, active: bool) -> None:
-        """Set the status of a loaded row."""
-        setattr(row, self._status, active)
+    def set_active(self, session: Session, row: Any, active: bool, dialect: Dialect) -> None:
+        """Set the status of a loaded row, to a value of the model's: validators and listeners may look."""
+        value = self.status.value(active, dialect)
+        if isinstance(value, sa.ColumnElement):
+            value = session.scalar(sa.select(sa.type_coerce(value, self.status.column.type)))
+        setattr(row, self.status.name, value)
+
+    def is_as_wished(self, found: sa.Row[Any] | None, action: Action) -> bool:
+        """Whether what a look finds of a row after its change is what the action wants."""
+        if action is Action.HARD:
+            return found is None
+        return found is not None and self.status.is_active(found[0]) is (action is Action.RESTORE)
 
     def _texts(
         self, source: sa.FromClause, parts: Collection[tuple[str, str | None]]

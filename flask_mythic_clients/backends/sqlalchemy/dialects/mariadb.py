@@ -72,6 +72,10 @@ class MariaDB(Dialect):
         session.execute(sa.update(ledger).where(by_id).values({column: self.now}))
         return list(session.execute(sa.select(ledger).where(by_id).order_by(ledger.c.id)))
 
+    def time_for(self, type_: Any) -> sa.ColumnElement[Any]:
+        """Fulfil `Dialect.time_for`: a TIMESTAMP is kept in UTC, and written in the session's zone."""
+        return sa.func.now(sa.text("6")) if isinstance(type_, sa.TIMESTAMP) else self.now
+
     def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.ago`."""
         interval = sa.text("INTERVAL :of_us MICROSECOND")

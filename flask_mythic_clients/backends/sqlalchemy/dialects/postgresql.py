@@ -72,6 +72,10 @@ class PostgreSQL(Dialect):
         **dict.fromkeys(("42501", "0A"), Verdict.REFUSED),
     }
 
+    def time_for(self, type_: Any) -> sa.ColumnElement[Any]:
+        """Fulfil `Dialect.time_for`: it has columns that know their zone."""
+        return self.now if getattr(type_, "timezone", False) else sa.func.timezone("UTC", self.now)
+
     def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.ago`. Not by `now`: an index is of no use for what changes from row to row."""
         return self.began - sa.literal(duration, sa.Interval)

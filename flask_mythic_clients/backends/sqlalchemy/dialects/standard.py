@@ -93,6 +93,10 @@ class Dialect:
         update = sa.update(ledger).where(where, self.step_2).values({column: self.now}).returning(ledger)
         return sorted(session.execute(update), key=attrgetter("id"))
 
+    def time_for(self, type_: Any) -> sa.ColumnElement[Any]:  # noqa: ARG002
+        """Return the database's time as a column of the host's keeps it: in UTC, without a zone."""
+        return self.now
+
     def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
         """Return the database's time when the statement began, less a duration."""
         raise NotImplementedError
