@@ -99,8 +99,7 @@ class TestCascades:
 
     def test_a_foreign_key_that_cascades_takes_one_statement(self, mount: Callable[..., Host]) -> None:
         db = SQLAlchemy()
-        # Without passive_deletes or a delete cascade the ORM would load the children and set them to null.
-        model = client_model(db, orders=relationship("Order"))
+        model = client_model(db, orders=relationship("Order", passive_deletes=True))
         order = child_model(db, "order", ondelete="CASCADE")
         host = mount(db=db, model=model)
         insert(host, model(id="acme"))
@@ -112,6 +111,24 @@ class TestCascades:
         assert not [statement for statement in statements if "orders" in statement]
         assert len([statement for statement in statements if "DELETE FROM clients" in statement]) == 1
         assert count(host, model, order) == [0, 0]
+
+    @pytest.mark.parametrize("uselist", [True, False], ids=["one to many", "one to one"])
+    @pytest.mark.parametrize("ondelete", [None, "CASCADE"])
+    def test_children_that_nobody_looks_after_lose_their_key_as_the_hosts_orm_would_have_it(
+        self, mount: Callable[..., Host], ondelete: str | None, uselist: bool
+    ) -> None:
+        db = SQLAlchemy()
+        model = client_model(db, orders=relationship("Order", uselist=uselist))
+        key = mapped_column(sa.String(255), sa.ForeignKey("clients.id", ondelete=ondelete))
+        attributes = {"__tablename__": "orders", "__annotations__": {"id": Mapped[int]}, "client_id": key}
+        order: Any = type("Order", (db.Model,), {**attributes, "id": mapped_column(primary_key=True)})
+        host = mount(db=db, model=model)
+        insert(host, model(id="acme"), model(id="other"))
+        insert(host, order(id=1, client_id="acme"), order(id=2, client_id="other"))
+        assert host.delete("acme?hard=true").status_code == 200
+        with host.flask.app_context():
+            rows = db.session.execute(sa.select(order.id, order.client_id).order_by(order.id)).all()
+        assert [tuple(row) for row in rows] == [(1, None), (2, "other")]
 
     @pytest.mark.parametrize("kind", ["table", "relationship", "restrict", "beside a cascade"])
     def test_a_foreign_key_that_forbids_is_409_and_changes_nothing(

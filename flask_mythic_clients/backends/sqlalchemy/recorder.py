@@ -7,7 +7,7 @@ host's has to run in Python: one statement where the database can, two elsewhere
 from typing import Any, Literal, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty, Session
 from sqlalchemy.orm.exc import StaleDataError
 
 from ...entries import EntryRule, KeyTemplates
@@ -254,9 +254,15 @@ def runs_host_code(mapper: Mapper[Any], action: Action) -> bool:
     if action is not Action.HARD:
         return bool(events.before_update or events.after_update or mapper.validators)
     return bool(events.before_delete or events.after_delete) or any(
-        not related.viewonly and (related.cascade.delete or related.secondary is not None)
-        for related in mapper.relationships
+        not related.viewonly and _reaches(related) for related in mapper.relationships
     )
+
+
+def _reaches(related: RelationshipProperty[Any]) -> bool:
+    """Whether the ORM does something to the other rows of a relationship when a client is removed."""
+    # Where neither a cascade nor the database looks after the children, it sets their keys to null.
+    orphans = related.direction is RelationshipDirection.ONETOMANY and not related.passive_deletes
+    return related.cascade.delete or related.secondary is not None or orphans
 
 
 def _dml(rows: ClientRows, action: Action, dialect: Dialect) -> Any:
