@@ -36,6 +36,9 @@ def create_app(memory: MemoryStore | None = None) -> Flask:
         MYTHIC_CLIENTS_ADMIN_KEYS=_admin_keys(instance),
         MYTHIC_CLIENTS_KV_KEYS=["client:{id}", "publishable_key:{publishable_key}"],
     )
+    app.config.update(
+        {name: value for name, value in os.environ.items() if name.startswith("MYTHIC_CLIENTS_")}
+    )
     db.init_app(app)
     url = stores.redis_url(instance)
     clients = MythicClients(
@@ -72,8 +75,6 @@ def _answer(document: Any, source: str) -> Response:
 
 
 def _admin_keys(instance: Path) -> str:
-    """Return name=digest pairs, from the environment or else from the file of the first start."""
-    if (given := os.environ.get("MYTHIC_CLIENTS_ADMIN_KEYS")) is not None:
-        return given
+    """Return name=digest pairs, from the file of the first start."""
     file = instance / KEYS_FILE
     return file.read_text() if file.exists() else ""

@@ -31,7 +31,7 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Settings":
-        """Read an app's config; no I/O.
+        """Read an app's config; no I/O. What comes from an environment, as text, is read too.
 
         Raises ConfigurationError for a wrong value and for an unknown key of ours, naming the key.
         """
@@ -97,8 +97,11 @@ def _url_prefix(key: str, value: object) -> str:
 
 
 def _kv_keys(key: str, value: object) -> Sequence[str]:
+    if isinstance(value, str):
+        value = [template.strip() for template in value.split(",") if template.strip()]
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(v, str) for v in value):
-        raise _wrong(key, "a list of templates such as ['client:{id}']", value)
+        wanted = "a list of templates such as ['client:{id}'], or one text, 'client:{id},token:{api_token}'"
+        raise _wrong(key, wanted, value)
     with naming(key):
         KeyTemplates(value)
     return tuple(value)
@@ -111,6 +114,8 @@ def _hard_delete(key: str, value: object) -> HardDelete:
 
 
 def _seconds(key: str, value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        value = int(value)
     # bool is an int in Python, but no number of seconds.
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 86400 * 365:
         raise _wrong(key, "a whole number of seconds, 0 or more", value)

@@ -79,6 +79,23 @@ def test_a_command_without_the_server_does_not_claim_what_it_cannot_know(server:
     assert server.get("demo-1").status_code == 404
 
 
+def test_every_setting_may_come_from_the_environment(example: Example) -> None:
+    example.environment["MYTHIC_CLIENTS_HARD_DELETE"] = "deny"
+    example.environment["MYTHIC_CLIENTS_RETRY_AFTER"] = "7"
+    example.environment["MYTHIC_CLIENTS_KV_KEYS"] = "client:{id},publishable_key:{publishable_key}"
+    example.start()
+    answer = example.delete("demo-1", hard=True)
+    assert (answer.status_code, answer.json()["message"]) == (
+        409,
+        "This service does not allow hard deletes.",
+    )
+    assert example.delete("demo-1").status_code == 200
+    example.environment["MYTHIC_CLIENTS_RETRY"] = "7"
+    refused = example.flask("list")
+    assert refused.returncode != 0
+    assert "MYTHIC_CLIENTS_RETRY is no setting" in refused.stderr
+
+
 def test_a_long_instance_path_still_has_a_socket(example: Example) -> None:
     deep = example.folder / ("d" * 120)
     deep.mkdir()

@@ -63,13 +63,17 @@ def test_the_config_of_a_flask_app_has_the_same_defaults() -> None:
         ("URL_PREFIX", "/internal/admin-api", "/internal/admin-api"),
         ("KV_KEYS", ["client:{id}", "pk:{publishable_key}"], ("client:{id}", "pk:{publishable_key}")),
         ("KV_KEYS", ("{id}",), ("{id}",)),
+        ("KV_KEYS", "client:{id}", ("client:{id}",)),
+        ("KV_KEYS", " client:{id}, pk:{publishable_key} ,", ("client:{id}", "pk:{publishable_key}")),
         ("HARD_DELETE", "allow", HardDelete.ALLOW),
         ("HARD_DELETE", "after-soft-delete", HardDelete.AFTER_SOFT_DELETE),
         ("HARD_DELETE", HardDelete.DENY, HardDelete.DENY),
         ("VERIFY_AFTER", 0, timedelta(0)),
         ("VERIFY_AFTER", 90, timedelta(seconds=90)),
+        ("VERIFY_AFTER", " 90 ", timedelta(seconds=90)),
         ("RETRY_AFTER", 0, 0),
         ("RETRY_AFTER", 30, 30),
+        ("RETRY_AFTER", "30", 30),
     ],
 )
 def test_a_good_value_is_read(name: str, value: object, read: object) -> None:
@@ -81,10 +85,11 @@ def test_a_good_value_is_read(name: str, value: object, read: object) -> None:
     [
         ("ADMIN_KEYS", [None, 1, True, [], [("a", A)], {A}, b"a=" + A.encode()]),
         ("URL_PREFIX", [None, 1, True, "api", "/", "/api/", "//", "/a//b", "/<x>", "/a b", "/a\n", ["/api"]]),
-        ("KV_KEYS", [None, 1, "client:{id}", [], (), {}, [1], [None], {"client:{id}"}, [b"client:{id}"]]),
+        ("KV_KEYS", [None, 1, "", " , ", "client", [], (), {}, [1], [None], {"client:{id}"}, [b"{id}"]]),
         ("HARD_DELETE", [None, True, False, "", "Allow", "ALLOW", "allow ", "after", 1, ["allow"]]),
-        ("VERIFY_AFTER", [None, True, False, "60", 1.5, -1, timedelta(seconds=60), 10**12, float("nan")]),
-        ("RETRY_AFTER", [None, True, False, "5", 5.0, -1, 10**12, []]),
+        ("VERIFY_AFTER", [None, True, False, "", "-1", "1.5", "1 m", "٣", "9" * 10, 1.5, -1, 10**12]),
+        ("VERIFY_AFTER", [timedelta(seconds=60), float("nan")]),
+        ("RETRY_AFTER", [None, True, False, "five", "5 s", 5.0, -1, 10**12, []]),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(name: str, values: list[Any]) -> None:
