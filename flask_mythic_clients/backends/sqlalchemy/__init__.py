@@ -1,4 +1,4 @@
-"""SQLite, PostgreSQL and MariaDB through the host's Flask-SQLAlchemy.
+"""SQLite, PostgreSQL and MariaDB through the host's engine, however it has one.
 
 The only package that imports sqlalchemy and flask_sqlalchemy.
 """

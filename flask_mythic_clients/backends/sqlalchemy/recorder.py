@@ -4,7 +4,8 @@ Planned once for an engine, a rule and an action, then taken. Where SQL can buil
 host's has to run in Python: one statement where the database can, two elsewhere. Otherwise the unit of work.
 """
 
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty, Session
@@ -18,6 +19,10 @@ from .rows import ClientRows
 _COUNTED = {"preserve_rowcount": True}
 # A parameter must not be named like a column that is written.
 _KEY, _CLIENT_ID, _ACTOR = "of_key", "of_client_id", "of_actor"
+
+
+Hook: TypeAlias = Callable[[Session, Any, Action], object]
+"""What a host does in step 1's transaction, before a row is changed."""
 
 
 class UndecidedError(Exception):
@@ -49,9 +54,10 @@ class Plan(Protocol):
 class Recorder:
     """Plans step 1."""
 
-    def __init__(self, rows: ClientRows, ledger: sa.Table) -> None:
+    def __init__(self, rows: ClientRows, ledger: sa.Table, before: Hook | None = None) -> None:
         self._rows = rows
         self._ledger = ledger
+        self._before = before
 
     def plan(self, dialect: Dialect, change: Change, entries: EntryRule) -> Plan:
         """Return the plan for changes such as this one."""
@@ -65,7 +71,7 @@ class Recorder:
         self, dialect: Dialect, change: Change, entries: EntryRule, undecided: UndecidedError
     ) -> Plan:
         """Return the plan that fits every change, for this one or for good."""
-        plan = _UnitOfWork(self._rows, self._ledger, dialect)
+        plan = _UnitOfWork(self._rows, self._ledger, dialect, self._before)
         if undecided.for_good:
             dialect.plans[entries][self, change.action, change.only_if_inactive] = plan
         return plan
@@ -73,11 +79,12 @@ class Recorder:
     def _make(self, dialect: Dialect, change: Change, entries: EntryRule) -> Plan:
         rows = self._rows
         if (
-            not isinstance(entries, KeyTemplates)
+            self._before is not None
+            or not isinstance(entries, KeyTemplates)
             or runs_host_code(rows.mapper, change.action)
             or not all(rows.is_plain(name, dialect) for name in ("id", *entries.columns))
         ):
-            return _UnitOfWork(rows, self._ledger, dialect)
+            return _UnitOfWork(rows, self._ledger, dialect, self._before)
         plain = _OneStatement if dialect.one_statement else _TwoStatements
         return plain(rows, self._ledger, dialect, change, entries)
 
@@ -176,10 +183,11 @@ class _UnitOfWork:
 
     alone = False
 
-    def __init__(self, rows: ClientRows, ledger: sa.Table, dialect: Dialect) -> None:
+    def __init__(self, rows: ClientRows, ledger: sa.Table, dialect: Dialect, before: Hook | None) -> None:
         self._rows = rows
         self._ledger = ledger
         self._dialect = dialect
+        self._before = before
 
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:
         """Fulfil `Plan.take`."""
@@ -196,6 +204,8 @@ class _UnitOfWork:
             "kv_keys": list(entries(client)),
         }
         looks = rows.looks(client, change.action)
+        if self._before is not None:
+            self._before(session, client.row, change.action)
         if change.action is not Action.HARD:
             rows.set_active(session, client.row, change.action is Action.RESTORE, dialect)
         elif runs_host_code(rows.mapper, Action.HARD):

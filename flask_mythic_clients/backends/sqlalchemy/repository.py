@@ -6,6 +6,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
 
+import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Session
 
@@ -13,10 +14,11 @@ from ...entries import EntryRule
 from ...errors import ChangeRefusedError, ConfigurationError, StoreError
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
 from .dialects import KNOWN, Dialect, Verdict, dialect_of
+from .engines import Database, engines_of
 from .ledger import Ledger, ledger_table
 from .mixin import ClientMixin
 from .preview import preview
-from .recorder import KeptError, Recorder, UndecidedError
+from .recorder import Hook, KeptError, Recorder, UndecidedError
 from .refusals import holding_back, refusal, touched_by_the_orm
 from .rows import ClientRows
 from .status import Status
@@ -26,29 +28,45 @@ from .transactions import RefusedError, Transactions
 class SQLAlchemyRepository:
     """Clients in a table of the host's, the ledger beside it in the same database.
 
-    `db` alone means a model of ours, `repository.model`, in the table `clients`. `id` and `status` are
-    attributes of the host's model. A status is a Boolean (true is active, NULL is not), a nullable time (NULL
-    is active; a soft delete writes the database's), or a `Status` of any other column. Works inside an
-    application context, on the engine of the model's `__bind_key__`; never touches `db.session`.
+    `db` is Flask-SQLAlchemy's object, Flask-SQLAlchemy-Lite's, an Engine, or a function that returns one.
+    Flask-SQLAlchemy's alone means a model of ours, `repository.model`, in the table `clients`. `id` and
+    `status` are attributes of the host's model. A status is a Boolean (true is active, NULL is not), a
+    nullable time (NULL is active; a soft delete writes the database's), or a `Status` of any other column.
+    Works inside an application context, on the engine of the model's `__bind_key__`; never touches the host's
+    session.
+
+    `before(session, row, action)` is called in step 1's transaction, before the row is changed: to clean up
+    what refers to it, to free a unique name, to write an audit row. It may be called again for the same
+    change, so it touches that session alone. What it raises rolls all back; a ClientError is then the answer.
+
     Raises ConfigurationError where the model has no such columns, or the id is not unique.
     """
 
     def __init__(
         self,
-        db: SQLAlchemy,
+        db: Database,
         model: type[Any] | None = None,
         *,
         id: str = "id",
         status: str | Status = "status",
+        before: Hook | None = None,
     ) -> None:
-        if not isinstance(db, SQLAlchemy):
-            raise ConfigurationError(f"Pass the Flask-SQLAlchemy object of your app, not {db!r}.")
-        ours: Any = model or type("Client", (ClientMixin, db.Model), {"__tablename__": "clients"})
-        self.model = ours
-        self._db = db
+        if model is None and isinstance(db, SQLAlchemy):
+            model = type("Client", (ClientMixin, db.Model), {"__tablename__": "clients"})
+        metadata = getattr(model, "metadata", sa.MetaData())
+        self._engines, self._bind_key = engines_of(db, metadata)
+        if model is None:
+            raise ConfigurationError(
+                "Pass the model of your clients: only Flask-SQLAlchemy brings one of ours."
+            )
+        self.model: Any = model
         self._rows = ClientRows(self.model, id, status)
-        self._ledger = Ledger(ledger_table(self.model.metadata, self.model))
-        self._recorder = Recorder(self._rows, self._ledger.table)
+        self._ledger = Ledger(ledger_table(metadata, self.model))
+        if before is not None and not callable(before):
+            raise ConfigurationError(
+                f"before= takes a function of a session, a row and an action, not {type(before).__name__}."
+            )
+        self._recorder = Recorder(self._rows, self._ledger.table, before)
 
     def record(self, change: Change, entries: EntryRule) -> bool:
         """Fulfil `ports.DeletionSteps.record`."""
@@ -117,7 +135,7 @@ class SQLAlchemyRepository:
         self._rows.check_columns(names)
 
     def _transactions(self) -> Transactions:
-        engine = self._db.engines[self.model.metadata.info.get("bind_key")]
+        engine = self._engines()[self._bind_key]
         tables = (self._ledger.table, *self._rows.mapper.tables)
         return Transactions(engine, KNOWN.get(engine) or dialect_of(engine), tables)
 

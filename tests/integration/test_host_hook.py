@@ -1,0 +1,101 @@
+"""What a host does in step 1's transaction, before a client's row is changed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Session, mapped_column
+
+from flask_mythic_clients import ClientNotFoundError, ConfigurationError, ConstraintError
+from flask_mythic_clients.backends.memory import MemoryStore
+from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
+
+from ..hosts import Host, client_model, contents
+
+
+def _host(mount: Callable[..., Host], before: Any) -> Host:
+    """Mount a client with a unique name, orders that refer to it, and an audit."""
+    db = SQLAlchemy()
+    db.Table("audits", sa.Column("said", sa.String(255)))
+    db.Table("orders", sa.Column("client_id", sa.ForeignKey("clients.id"), nullable=False))
+    model = client_model(db, handle=mapped_column(sa.String(255), unique=True))
+    config = {"MYTHIC_CLIENTS_KV_KEYS": ["client:{id}", "handle:{handle}"]}
+    host = mount(db=db, model=model, columns={"before": before}, config=config)
+    host.add(id="acme", handle="acme")
+    with host.flask.app_context(), db.engine.begin() as connection:
+        connection.execute(db.metadata.tables["orders"].insert().values(client_id="acme"))
+    return host
+
+
+def _rows(host: Host, name: str) -> list[Any]:
+    with host.flask.app_context(), host.db.engine.connect() as connection:
+        return list(connection.scalars(sa.select(host.db.metadata.tables[name])))
+
+
+def _act(host: Host, action: str) -> int:
+    if action != "restore":
+        return int(host.delete("acme?hard=true" if action == "hard" else "acme").status_code)
+    with host.flask.app_context():
+        host.clients.service.restore("acme", actor="tests")
+    return 200
+
+
+def _clean_up(session: Session, row: Any, action: str) -> None:
+    """Remove orders, free the name, and write it down."""
+    said = f"{action} {row.id} {row.status}"
+    session.execute(sa.text("INSERT INTO audits VALUES (:said)"), {"said": said})
+    if action == "hard":
+        session.execute(sa.text("DELETE FROM orders WHERE client_id = :id"), {"id": row.id})
+    elif action == "soft":
+        row.handle = f"{row.handle} (gone)"
+
+
+def test_it_cleans_up_and_writes_down_once_for_each_change(mount: Callable[..., Host]) -> None:
+    host = _host(mount, _clean_up)
+    for action in ("soft", "soft", "restore", "restore", "hard"):
+        assert _act(host, action) == 200
+    assert _act(host, "hard") == 404
+    assert _rows(host, "audits") == ["soft acme True", "restore acme False", "hard acme True"]
+    assert (_rows(host, "orders"), host.rows()) == ([], [])
+    # The keys are those of the row as it was, before the hook changed it.
+    handles = ["handle:acme", "handle:acme (gone)", "handle:acme (gone)"]
+    assert [record.kv_keys[1] for record in host.records("acme")] == handles
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [(ConstraintError, 409), (ClientNotFoundError, 404), (LookupError, 500)],
+)
+@pytest.mark.parametrize("action", ["soft", "hard"])
+def test_what_it_raises_rolls_all_back_and_a_refusal_of_ours_is_the_answer(
+    mount: Callable[..., Host], store: MemoryStore, action: str, raised: type[Exception], status: int
+) -> None:
+    def refuse(session: Session, row: Any, action: str) -> None:
+        _clean_up(session, row, action)
+        raise raised(row.id)
+
+    host = _host(mount, refuse)
+    store.set("client:acme", "value", ex=1000)
+    before = contents(host, store, "client:acme")
+    assert _act(host, action) == status
+    assert contents(host, store, "client:acme") == before
+
+
+def test_what_the_database_says_no_with_to_its_work_is_a_409(
+    mount: Callable[..., Host], store: MemoryStore
+) -> None:
+    def break_a_key(session: Session, row: Any, action: str) -> None:
+        session.execute(sa.text("INSERT INTO orders VALUES ('nobody')"))
+
+    host = _host(mount, break_a_key)
+    before = contents(host, store)
+    assert _act(host, "soft") == 409
+    assert contents(host, store) == before
+
+
+@pytest.mark.parametrize("wrong", ["x", 7, ["a"]])
+def test_what_cannot_be_called_is_no_hook(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="before= takes a function"):
+        SQLAlchemyRepository(SQLAlchemy(), before=wrong)
