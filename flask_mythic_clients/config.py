@@ -9,7 +9,7 @@ from typing import Any
 
 from .entries import KeyTemplates
 from .errors import ConfigurationError
-from .model import HardDelete
+from .model import HardDelete, SoftDeleteEntries
 
 _PREFIX = "MYTHIC_CLIENTS_"
 ADMIN_KEYS = f"{_PREFIX}ADMIN_KEYS"
@@ -28,6 +28,7 @@ class Settings:
     hard_delete: HardDelete = HardDelete.ALLOW
     verify_after: timedelta = timedelta(seconds=60)
     retry_after: int = 5
+    soft_delete_entries: SoftDeleteEntries = SoftDeleteEntries.REWRITE
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Settings":
@@ -113,6 +114,12 @@ def _hard_delete(key: str, value: object) -> HardDelete:
     return HardDelete(str(value))
 
 
+def _soft_delete_entries(key: str, value: object) -> SoftDeleteEntries:
+    if value not in list(SoftDeleteEntries):
+        raise _wrong(key, f"one of {', '.join(SoftDeleteEntries)}", value)
+    return SoftDeleteEntries(str(value))
+
+
 def _seconds(key: str, value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
         value = int(value)
@@ -138,4 +145,5 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     f"{_PREFIX}HARD_DELETE": _hard_delete,
     f"{_PREFIX}VERIFY_AFTER": _duration,
     f"{_PREFIX}RETRY_AFTER": _seconds,
+    f"{_PREFIX}SOFT_DELETE_ENTRIES": _soft_delete_entries,
 }

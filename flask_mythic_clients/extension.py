@@ -65,6 +65,7 @@ class MythicClients:
             self._kv,
             self._rule(app, settings),
             guard=settings.hard_delete,
+            soft_delete_entries=settings.soft_delete_entries,
             verify_after=settings.verify_after,
             on_settled=partial(announce, app),
         )

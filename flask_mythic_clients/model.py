@@ -35,6 +35,13 @@ class HardDelete(StrEnum):
     DENY = "deny"
 
 
+class SoftDeleteEntries(StrEnum):
+    """What a soft delete does to entries."""
+
+    REWRITE = "rewrite"
+    REMOVE = "remove"
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
     """A client as its row was read; `row` is the host's own object."""

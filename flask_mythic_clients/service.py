@@ -19,6 +19,7 @@ from .model import (
     Holding,
     Preview,
     Reconciliation,
+    SoftDeleteEntries,
     check_client_id,
 )
 from .ports import ClientRepository, KeyValueStore
@@ -48,6 +49,7 @@ class DeletionService:
         entries: EntryRule,
         *,
         guard: HardDelete = HardDelete.ALLOW,
+        soft_delete_entries: SoftDeleteEntries = SoftDeleteEntries.REWRITE,
         verify_after: timedelta = timedelta(seconds=60),
         on_settled: Callable[[DeletionRecord], None] = lambda _: None,
     ) -> None:
@@ -56,6 +58,7 @@ class DeletionService:
         self._entries = entries
         self._guard = guard
         self._guarded = guard is not HardDelete.ALLOW
+        self._removes_inactive = soft_delete_entries is SoftDeleteEntries.REMOVE
         self._verify_after = verify_after
         self._on_settled = on_settled
 
@@ -177,7 +180,8 @@ class DeletionService:
             return set()
         owned: dict[str, Entries] = {}
         for id, client in holding.clients.items():
-            owned[id] = self._entries(client)
+            if client.active or not self._removes_inactive:
+                owned[id] = self._entries(client)
         remove: set[str] = set()
         overwrite: dict[str, Value] = {}
         for record in holding.records:

@@ -11,7 +11,7 @@ from flask import Flask
 from flask_mythic_clients import ConfigurationError
 from flask_mythic_clients.auth import digest
 from flask_mythic_clients.config import Settings, check_name
-from flask_mythic_clients.model import HardDelete
+from flask_mythic_clients.model import HardDelete, SoftDeleteEntries
 
 A, B = digest("a"), digest("b")
 
@@ -72,6 +72,8 @@ def test_the_config_of_a_flask_app_has_the_same_defaults() -> None:
         ("VERIFY_AFTER", 90, timedelta(seconds=90)),
         ("VERIFY_AFTER", " 90 ", timedelta(seconds=90)),
         ("RETRY_AFTER", 0, 0),
+        ("SOFT_DELETE_ENTRIES", "remove", SoftDeleteEntries.REMOVE),
+        ("SOFT_DELETE_ENTRIES", SoftDeleteEntries.REWRITE, SoftDeleteEntries.REWRITE),
         ("RETRY_AFTER", 30, 30),
         ("RETRY_AFTER", "30", 30),
     ],
@@ -89,6 +91,7 @@ def test_a_good_value_is_read(name: str, value: object, read: object) -> None:
         ("HARD_DELETE", [None, True, False, "", "Allow", "ALLOW", "allow ", "after", 1, ["allow"]]),
         ("VERIFY_AFTER", [None, True, False, "", "-1", "1.5", "1 m", "٣", "9" * 10, 1.5, -1, 10**12]),
         ("VERIFY_AFTER", [timedelta(seconds=60), float("nan")]),
+        ("SOFT_DELETE_ENTRIES", [None, True, "", "Remove", "delete", ["remove"]]),
         ("RETRY_AFTER", [None, True, False, "five", "5 s", 5.0, -1, 10**12, []]),
     ],
 )
@@ -98,7 +101,9 @@ def test_a_wrong_value_is_refused_by_name(name: str, values: list[Any]) -> None:
 
 
 def test_every_setting_has_its_wrong_values_above() -> None:
-    tested = {"admin_keys", "url_prefix", "kv_keys", "hard_delete", "verify_after", "retry_after"}
+    tested = {"admin_keys", "url_prefix", "kv_keys", "hard_delete", "verify_after", "retry_after"} | {
+        "soft_delete_entries"
+    }
     assert {field.name for field in dataclasses.fields(Settings)} == tested
 
 

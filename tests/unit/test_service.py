@@ -17,7 +17,15 @@ from flask_mythic_clients import (
 )
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import KeyTemplates, Value
-from flask_mythic_clients.model import Action, Backlog, Client, DeletionRecord, HardDelete, Reconciliation
+from flask_mythic_clients.model import (
+    Action,
+    Backlog,
+    Client,
+    DeletionRecord,
+    HardDelete,
+    Reconciliation,
+    SoftDeleteEntries,
+)
 from flask_mythic_clients.service import DeletionService
 
 WINDOW = timedelta(seconds=60)
@@ -249,6 +257,25 @@ def test_a_record_is_verified_when_the_window_has_passed_and_not_before() -> Non
     assert world.service.reconcile().verified == 0
     world.clock.now += timedelta(microseconds=1)
     assert [world.service.reconcile().verified for _ in range(2)] == [1, 0]
+
+
+def test_a_soft_delete_may_remove_the_entries_and_a_restore_makes_none() -> None:
+    world = World(soft_delete_entries=SoftDeleteEntries.REMOVE)
+    world.add()
+    world.act("soft_delete")
+    assert world.state() == (False, None, None)
+    world.kv.set("client:acme", "True")  # a reader, from the row it read before
+    world.clock.now += WINDOW
+    assert world.service.reconcile().verified == 1
+    assert world.state() == (False, None, None)
+    world.act("restore")
+    assert world.state() == (True, None, None)
+    world.add()
+    world.fail("soft_delete")
+    world.act("restore")
+    assert world.state() == ACTIVE  # it is active again: what is there is its own
+    world.act("hard_delete")
+    assert world.state() == GONE
 
 
 def test_what_came_back_is_removed_with_one_warning_that_names_the_client(
