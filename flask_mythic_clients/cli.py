@@ -17,7 +17,7 @@ from flask.cli import AppGroup
 from .auth import create_key, digest
 from .config import ADMIN_KEYS, check_name
 from .errors import ConfigurationError, MythicClientsError, StoreError
-from .model import Preview
+from .model import Preview, SoftDeleteEntries
 from .service import DeletionService
 
 _REFUSED = 1
@@ -81,7 +81,8 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
             click.echo(f"{client_id}: removed for good, from both stores.", err=True)
 
         def preview(client_id: str) -> None:
-            _print_preview(service.preview(client_id, hard=hard), hard, as_json)
+            removes = hard or service.soft_delete_entries is SoftDeleteEntries.REMOVE
+            _print_preview(service.preview(client_id, hard=hard), hard, removes, as_json)
 
         if as_json and not dry_run:
             raise click.UsageError("--json goes with --dry-run.")
@@ -229,13 +230,13 @@ def _text(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _print_preview(preview: Preview, hard: bool, as_json: bool) -> None:
+def _print_preview(preview: Preview, hard: bool, removes: bool, as_json: bool) -> None:
     if as_json:
         dependents = [dataclasses.asdict(dependent) for dependent in preview.dependents]
         head = {"id": preview.client.id, "hard": hard, "row": preview.columns}
         _print_json({**head, "dependents": dependents, "kv_keys": preview.kv_keys})
         return
-    on_entry = "would be removed" if hard else "would be rewritten where its value is known"
+    on_entry = "would be removed" if removes else "would be rewritten where its value is known"
     click.echo(f"client {preview.client.id}: " + ("would be removed" if hard else "status would be false"))
     for name, value in preview.columns.items():
         click.echo(f"  {name}: {_text(value)}")

@@ -58,7 +58,7 @@ class DeletionService:
         self._entries = entries
         self._guard = guard
         self._guarded = guard is not HardDelete.ALLOW
-        self._removes_inactive = soft_delete_entries is SoftDeleteEntries.REMOVE
+        self.soft_delete_entries = soft_delete_entries
         self._verify_after = verify_after
         self._on_settled = on_settled
 
@@ -180,7 +180,7 @@ class DeletionService:
             return set()
         owned: dict[str, Entries] = {}
         for id, client in holding.clients.items():
-            if client.active or not self._removes_inactive:
+            if client.active or self.soft_delete_entries is SoftDeleteEntries.REWRITE:
                 owned[id] = self._entries(client)
         remove: set[str] = set()
         overwrite: dict[str, Value] = {}

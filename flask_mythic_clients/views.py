@@ -39,9 +39,11 @@ def create_blueprint(
     # A blueprint's handlers come before the host's, and see the errors of this route alone.
     @blueprint.errorhandler(MythicClientsError)
     def refuse(error: MythicClientsError) -> Response:
-        answer = _answer(wire.refusal(error))
-        if isinstance(error, StoreError):
-            logger.error("503: %s (%s)", error, error.cause)  # one line: in an outage there are many
+        body = wire.refusal(error)
+        answer = _answer(body)
+        if body["code"] == 503:
+            cause = error.cause if isinstance(error, StoreError) else ""
+            logger.error("503: %s (%s)", error, cause)  # one line: in an outage there are many
             answer.headers["Retry-After"] = str(retry_after)
         return answer
 

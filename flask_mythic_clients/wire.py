@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from .errors import (
     ChangeRefusedError,
     ClientNotFoundError,
+    ConfigurationError,
     InvalidClientIdError,
     MythicClientsError,
     StoreError,
@@ -26,6 +27,7 @@ NOT_FOUND = "The requested resource was not found"
 HARD_FLAGS: Mapping[tuple[str, ...], bool] = {(): False, ("false",): False, ("true",): True}
 """All values of the query parameter `hard`, in their order → what they mean."""
 HARD_FLAG = "The query parameter 'hard' must be 'true' or 'false', and given once at the most."
+MISCONFIGURED = "The service is not set up for its stores; its log tells more."
 REPEAT = "Repeat the request: that is safe, and finishes what was begun."
 
 
@@ -45,4 +47,6 @@ def refusal(raised: MythicClientsError) -> Body:
             return error(409, str(raised))
         case StoreError():
             return error(503, f"{raised} {REPEAT}")
+        case ConfigurationError():
+            return error(503, MISCONFIGURED)
     raise raised

@@ -186,6 +186,29 @@ class TestAStoreThatDidNotConfirm:
         assert "None" not in result.stderr
 
 
+def test_a_database_that_is_not_known_is_a_503_that_the_log_explains(
+    empty_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flask_mythic_clients.backends.sqlalchemy.dialects._DIALECTS", {})
+    with mounting(empty_database("sqlite"), MemoryStore()) as mount:
+        answer = mount().delete("acme")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert "not proven on sqlite" not in answer.text
+    assert [record.getMessage() for record in caplog.records if "not proven on sqlite" in record.getMessage()]
+
+
+def test_mysql_is_not_taken_for_mariadb(database_by: Callable[[str], str]) -> None:
+    with mounting(database_by("mysql+pymysql"), MemoryStore()) as mount:
+        host = mount()
+        host.add(id="acme", name="Acme")  # by then SQLAlchemy has asked the server what it is
+        with host.flask.app_context():
+            dialect = host.db.engine.dialect
+            dialect.is_mariadb = False
+            with pytest.raises(ConfigurationError, match="not proven on MySQL"):
+                host.clients.service.soft_delete("acme", actor="tests")
+        assert [row.status for row in host.rows()] == [True]
+
+
 DRIVERS = ["sqlite", "postgresql+psycopg", "postgresql+psycopg2", "mariadb+pymysql", "mariadb+mysqldb"]
 
 

@@ -227,6 +227,16 @@ class TestDryRun:
         _run(host, "delete", "--hard", "--yes", "bare")
         assert shown["kv_keys"] == list(host.records("bare")[0].kv_keys) == ["client:bare"]
 
+    def test_where_a_soft_delete_removes_the_entries_it_says_so(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        host = mount(MYTHIC_CLIENTS_SOFT_DELETE_ENTRIES="remove")
+        _add(host, store, "acme")
+        shown = _run(host, "delete", "--dry-run", "acme").stdout
+        assert [f"  entry {key}: would be removed" in shown for key in KEYS] == [True, True]
+        _run(host, "delete", "acme")
+        assert [store.get(key) for key in KEYS] == [None, None]
+
     @pytest.mark.parametrize(("hard", "words"), [(True, "removed"), (False, "status would be false")])
     def test_people_get_the_same_in_words_on_stdout(self, host: Host, hard: bool, words: str) -> None:
         _refer(host, "orders", rows=2)

@@ -136,15 +136,17 @@ class Ledger:
     ) -> list[DeletionRecord]:
         """Lock and stamp records; raises RepositoryError where the database lets them be as they were."""
         rows = dialect.stamp(session, self.table, where, column)
+        if rows or not dialect.skips_rows:
+            return list(map(partial(_record, dialect.aware), rows))
         left = sa.select(sa.literal(1)).where(where).limit(1)
-        if not rows and dialect.skips_rows and session.execute(left).first() is not None:
+        if session.execute(left).first() is not None:
             rows = dialect.stamp(session, self.table, where, column)  # one that was made just now
             if not rows:
                 raise RepositoryError(
                     f"The database let the records in {self.table} be as they were, and gave no reason: this "
                     "is no outage, look for a trigger or a rule."
                 )
-        return list(map(partial(_record, dialect.aware), rows))  # as `_records` does, in fewer calls
+        return _records(dialect, rows)
 
     def _free(
         self, session: Session, dialect: Dialect, where: sa.ColumnElement[bool]
