@@ -13,6 +13,7 @@ from .errors import (
     KeyValueStoreError,
     MappingError,
     MythicClientsError,
+    OtherClientsError,
     RepositoryError,
     StoreError,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "MappingError",
     "MythicClients",
     "MythicClientsError",
+    "OtherClientsError",
     "RepositoryError",
     "StoreError",
     "client_hard_deleted",

@@ -15,7 +15,7 @@ import click
 from flask.cli import AppGroup
 
 from .auth import create_key, digest
-from .config import ADMIN_KEYS, check_name
+from .config import check_name, commands, setting
 from .errors import ConfigurationError, MythicClientsError, StoreError
 from .model import Preview, SoftDeleteEntries
 from .service import DeletionService
@@ -26,10 +26,11 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _client_ids = click.argument("client_ids", metavar="ID...", nargs=-1, required=True)
 
 
-def create_group(service: DeletionService) -> AppGroup:
-    """Return the commands for one app's service."""
-    group = AppGroup("mythic-clients", help="Delete, restore and reconcile clients.")
-    _add_create_key(group)
+def create_group(kind: str, service: DeletionService) -> AppGroup:
+    """Return the commands for one app's service of a kind of client."""
+    words = kind.replace("_", " ")
+    group = AppGroup(commands(kind), help=f"Delete, restore and reconcile {words}.")
+    _add_create_key(group, kind)
     _add_delete(group, service)
     _add_restore(group, service)
     _add_reconcile(group, service)
@@ -38,7 +39,7 @@ def create_group(service: DeletionService) -> AppGroup:
     return group
 
 
-def _add_create_key(group: AppGroup) -> None:
+def _add_create_key(group: AppGroup, kind: str) -> None:
     @group.command("create-key", with_appcontext=False)
     @click.argument("name")
     @_as_json
@@ -55,7 +56,7 @@ def _add_create_key(group: AppGroup) -> None:
         click.echo("The key, shown this once; the service keeps only its digest:", err=True)
         click.echo(key)
         click.echo("The entry for the configuration; several are joined with commas:", err=True)
-        click.echo(f"{ADMIN_KEYS}={name}={digest(key)}")
+        click.echo(f"{setting(kind, 'admin_keys')}={name}={digest(key)}")
 
 
 def _add_delete(group: AppGroup, service: DeletionService) -> None:
@@ -130,7 +131,7 @@ def _add_status(group: AppGroup, service: DeletionService) -> None:
         else:
             click.echo(f"pending {backlog.pending}, oldest {backlog.oldest or '-'}")
         if backlog.pending:
-            click.echo("To repair: flask mythic-clients reconcile", err=True)
+            click.echo(f"To repair: flask {group.name} reconcile", err=True)
         context.exit(_REFUSED if backlog.pending else 0)
 
 

@@ -1,4 +1,4 @@
-"""The settings: read once, whole, and frozen. The only reader of MYTHIC_CLIENTS_*."""
+"""The settings: read once, whole, and frozen. The only reader of `MYTHIC_CLIENTS_*`, or of another kind's."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,16 +11,16 @@ from .entries import KeyTemplates
 from .errors import ConfigurationError
 from .model import HardDelete, SoftDeleteEntries
 
-_PREFIX = "MYTHIC_CLIENTS_"
-ADMIN_KEYS = f"{_PREFIX}ADMIN_KEYS"
-KV_KEYS = f"{_PREFIX}KV_KEYS"
+CLIENTS = "clients"
+"""The kind of client of a host that names none."""
+_KIND = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One app's settings; each field is `MYTHIC_CLIENTS_` and its name in capitals."""
+    """One app's settings for a kind of client; each field is `MYTHIC_CLIENTS_` and its name in capitals."""
 
     admin_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
     url_prefix: str = "/api/v1"
@@ -31,19 +31,39 @@ class Settings:
     soft_delete_entries: SoftDeleteEntries = SoftDeleteEntries.REWRITE
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Settings":
+    def from_config(cls, config: Mapping[str, Any], kind: str = CLIENTS) -> "Settings":
         """Read an app's config; no I/O. What comes from an environment, as text, is read too.
 
         Raises ConfigurationError for a wrong value and for an unknown key of ours, naming the key.
         """
-        given = {key: value for key, value in config.items() if key.startswith(_PREFIX)}
+        known = {setting(kind, name): name for name in _READERS}
         fields = {}
-        for key, value in given.items():
-            name = key.removeprefix(_PREFIX).lower()
-            if key not in _READERS:
-                raise ConfigurationError(f"{key} is no setting. The settings are {', '.join(_READERS)}.")
-            fields[name] = _READERS[key](key, value)
+        for key, value in config.items():
+            if not key.startswith(setting(kind, "")):
+                continue
+            if key not in known:
+                raise ConfigurationError(f"{key} is no setting. The settings are {', '.join(known)}.")
+            fields[known[key]] = _READERS[known[key]](key, value)
         return cls(**fields)
+
+
+def setting(kind: str, name: str) -> str:
+    """Return the key of a setting, `MYTHIC_CLIENTS_ADMIN_KEYS` for the `admin_keys` of `clients`."""
+    return f"MYTHIC_{kind}_{name}".upper()
+
+
+def commands(kind: str) -> str:
+    """Return the name of the group of commands, `mythic-clients` for `clients`."""
+    return f"mythic-{kind}".replace("_", "-")
+
+
+def check_kind(kind: object) -> str:
+    """Return the name of a kind of client; raises ConfigurationError where it can be no route's."""
+    if not isinstance(kind, str) or not _KIND.fullmatch(kind):
+        raise ConfigurationError(
+            f"name= takes a plural such as 'organizations', of small letters, digits and '_', not {kind!r}."
+        )
+    return kind
 
 
 @contextmanager
@@ -62,6 +82,10 @@ def check_name(name: str) -> str:
             f"{name!r} does not name an admin key: use 1 to 64 letters, digits, '_', '.' or '-'."
         )
     return name
+
+
+def _commands(key: str) -> str:
+    return commands(key.removeprefix("MYTHIC_").removesuffix("_ADMIN_KEYS").lower())
 
 
 def _admin_keys(key: str, value: object) -> Mapping[str, str]:
@@ -83,7 +107,7 @@ def _admin_keys(key: str, value: object) -> Mapping[str, str]:
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise ConfigurationError(
                 f"{key}: entry {len(keys) + 1} is not 'sha256:' and 64 lower-case hex digits. Plain keys are "
-                "refused: empty this setting, and make a key with `flask mythic-clients create-key NAME`."
+                f"refused: empty this setting, and make a key with `flask {_commands(key)} create-key NAME`."
             )
         if name in keys:
             raise ConfigurationError(f"{key}: the name {name!r} stands there twice; rename one.")
@@ -139,11 +163,11 @@ def _wrong(key: str, wanted: str, value: object) -> ConfigurationError:
 
 
 _READERS: Mapping[str, Callable[[str, object], Any]] = {
-    ADMIN_KEYS: _admin_keys,
-    f"{_PREFIX}URL_PREFIX": _url_prefix,
-    KV_KEYS: _kv_keys,
-    f"{_PREFIX}HARD_DELETE": _hard_delete,
-    f"{_PREFIX}VERIFY_AFTER": _duration,
-    f"{_PREFIX}RETRY_AFTER": _seconds,
-    f"{_PREFIX}SOFT_DELETE_ENTRIES": _soft_delete_entries,
+    "admin_keys": _admin_keys,
+    "url_prefix": _url_prefix,
+    "kv_keys": _kv_keys,
+    "hard_delete": _hard_delete,
+    "verify_after": _duration,
+    "retry_after": _seconds,
+    "soft_delete_entries": _soft_delete_entries,
 }

@@ -11,6 +11,7 @@
     │   ├── ConstraintError               another constraint of the database
     │   ├── DatabaseRefusedError          a trigger, a rule or a policy, also one that only kept the row
     │   ├── MappingError                  the host's mapping
+    │   ├── OtherClientsError             other clients would go along
     │   └── HardDeleteForbiddenError      the hard-delete guard
     └── StoreError                    a store did not confirm; the same call again is safe
         ├── RepositoryError               the database
@@ -66,6 +67,10 @@ class DatabaseRefusedError(ChangeRefusedError):
 
 class MappingError(ChangeRefusedError):
     """The mapping of the model forbids this change of the client."""
+
+
+class OtherClientsError(ChangeRefusedError):
+    """A cascade would remove other clients along with this one, without a record of theirs."""
 
 
 class HardDeleteForbiddenError(ChangeRefusedError):

@@ -9,7 +9,7 @@ from flask import Flask, current_app
 
 from .auth import AdminKeys, VerifyKey
 from .cli import create_group
-from .config import ADMIN_KEYS, KV_KEYS, Settings, naming
+from .config import CLIENTS, Settings, check_kind, commands, naming, setting
 from .entries import Entries, EntryFunction, EntryRule, KeyTemplates
 from .errors import ConfigurationError
 from .ports import ClientRepository, KeyValueStore
@@ -19,12 +19,12 @@ from .views import create_blueprint
 
 logger = logging.getLogger(__package__)
 
-_NAME = "mythic_clients"
-
 
 class MythicClients:
     """Deletes clients from a repository and a key-value store; one object may serve several apps.
 
+    `name` mounts a second kind of client beside the first, with a route, settings and commands of its own:
+    "organizations" has `{prefix}/organizations/<id>`, `MYTHIC_ORGANIZATIONS_*`, `flask mythic-organizations`.
     `entries` names a client's entries where templates cannot: it gets the row and returns key → value,
     or key → None where only the host knows the value. `verify_key` replaces the list of admin keys: it
     gets the bearer token and returns the actor's name, or None.
@@ -36,6 +36,7 @@ class MythicClients:
         *,
         repository: ClientRepository,
         kv: KeyValueStore,
+        name: str = CLIENTS,
         entries: Callable[[Any], Entries] | None = None,
         verify_key: VerifyKey | None = None,
     ) -> None:
@@ -45,6 +46,10 @@ class MythicClients:
             )
         if not callable(getattr(kv, "apply", None)):
             raise ConfigurationError(f"kv= takes a KeyValueStore, not {type(kv).__name__}.")
+        for argument, function in (("entries", entries), ("verify_key", verify_key)):
+            if function is not None and not callable(function):
+                raise ConfigurationError(f"{argument}= takes a function, not {type(function).__name__}.")
+        self._kind = check_kind(name)
         self._repository = repository
         self._kv = kv
         self._entries = entries
@@ -57,47 +62,65 @@ class MythicClients:
 
         Raises ConfigurationError for a wrong setting, and for a second call on one app.
         """
-        if _NAME in app.extensions:
-            raise ConfigurationError("MythicClients is already registered on this app: call init_app once.")
-        settings = Settings.from_config(app.config)
+        kind = self._kind
+        if self._key in app.extensions:
+            raise ConfigurationError(
+                f"MythicClients is already registered on this app for {kind}: call init_app once, and pass "
+                "name=… for a second kind of client."
+            )
+        settings = Settings.from_config(app.config, kind)
         service = DeletionService(
             self._repository,
             self._kv,
             self._rule(app, settings),
+            kind=kind,
             guard=settings.hard_delete,
             soft_delete_entries=settings.soft_delete_entries,
             verify_after=settings.verify_after,
-            on_settled=partial(announce, app),
+            on_settled=partial(announce, app, kind),
         )
         verify_key = self._verify_key or AdminKeys(settings.admin_keys)
-        app.register_blueprint(
-            create_blueprint(service, verify_key, settings.url_prefix, settings.retry_after)
-        )
-        app.cli.add_command(create_group(service))
-        app.extensions[_NAME] = service
+        blueprint = create_blueprint(kind, service, verify_key, settings.url_prefix, settings.retry_after)
+        app.register_blueprint(blueprint)
+        if callable(exempt := getattr(app.extensions.get("csrf"), "exempt", None)):
+            exempt(
+                blueprint
+            )  # Flask-WTF's guard, whose 400 would come before our 401: no cookie lets anybody in
+        app.cli.add_command(create_group(kind, service))
+        app.extensions[self._key] = service
         if self._verify_key is None and not settings.admin_keys:
             logger.warning(
-                "%s is empty: every request is refused with 401. "
-                "Make a key with `flask mythic-clients create-key NAME`.",
-                ADMIN_KEYS,
+                "%s is empty: every request is refused with 401. Make a key with `flask %s create-key NAME`.",
+                setting(kind, "admin_keys"),
+                commands(kind),
             )
 
     @property
     def service(self) -> DeletionService:
         """The service of the current app, for routes and jobs of the host's own."""
-        if _NAME not in current_app.extensions:
+        if self._key not in current_app.extensions:
             raise ConfigurationError("MythicClients is not registered on this app: call init_app(app) first.")
-        service: DeletionService = current_app.extensions[_NAME]
+        service: DeletionService = current_app.extensions[self._key]
         return service
 
+    @property
+    def _key(self) -> str:
+        return f"mythic_{self._kind}"
+
     def _rule(self, app: Flask, settings: Settings) -> EntryRule:
-        if self._entries is None:
-            templates = KeyTemplates(settings.kv_keys)
-            with naming(KV_KEYS):
-                self._repository.check_columns(templates.columns)
-            return templates
-        if KV_KEYS in app.config:
+        key = setting(self._kind, "kv_keys")
+        if self._entries is not None:
+            if key in app.config:
+                raise ConfigurationError(
+                    f"{key} and entries=… both say which entries a client owns: keep one of them."
+                )
+            return EntryFunction(self._entries)
+        if self._kind != CLIENTS and key not in app.config:
+            # Not the default: clients of two kinds that have one id would share an entry.
             raise ConfigurationError(
-                f"{KV_KEYS} and entries=… both say which entries a client owns: keep one of them."
+                f"{key} is missing: name the entries of {self._kind}, such as ['organization:{{id}}']."
             )
-        return EntryFunction(self._entries)
+        templates = KeyTemplates(settings.kv_keys)
+        with naming(key):
+            self._repository.check_columns(templates.columns)
+        return templates

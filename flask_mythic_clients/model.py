@@ -73,7 +73,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class DeletionRecord:
-    """A line of the ledger; pending while `settled_at` is None. Times are the repository's, aware, in UTC."""
+    """A line of the ledger; pending while `settled_at` is None. Times are the repository's, aware, in UTC.
+
+    `kind` is the name under which its kind of client was mounted; the service says it, not the repository.
+    """
 
     id: int
     client_id: str
@@ -83,6 +86,7 @@ class DeletionRecord:
     requested_at: datetime
     settled_at: datetime | None = None
     verified_at: datetime | None = None
+    kind: str = "clients"
 
 
 @dataclass(frozen=True, slots=True)

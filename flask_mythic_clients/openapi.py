@@ -3,27 +3,29 @@
 from typing import Any
 
 from . import wire
-from .config import Settings
+from .config import CLIENTS, Settings, check_kind
 from .errors import ClientInUseError, InvalidClientIdError, KeyValueStoreError
 from .model import CLIENT_ID
 
 _TRUE, _BOOLEAN, _TEXT = {"const": True}, {"type": "boolean"}, {"type": "string"}
 
 
-def openapi_document(url_prefix: str = Settings.url_prefix) -> dict[str, Any]:
+def openapi_document(url_prefix: str = Settings.url_prefix, name: str = CLIENTS) -> dict[str, Any]:
     """Return an OpenAPI 3.1 document of the route; each call makes a new one, to be merged or changed.
 
-    `url_prefix` is where the app mounts the route. What the host answers itself is not told: a path
-    that is not the route's (an id with a slash in it), and another method.
+    `url_prefix` is where the app mounts the route, `name` the kind of client. What the host answers itself is
+    not told: a path that is not the route's (an id with a slash in it), and another method.
     """
+    kind = check_kind(name)
+    words = kind.replace("_", " ")
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "Clients",
-            "summary": "Delete clients: reversible by default, permanent on demand.",
+            "title": words.capitalize(),
+            "summary": f"Delete {words}: reversible by default, permanent on demand.",
             "version": "1.0.0",
         },
-        "paths": {f"{url_prefix}/clients/{{id}}": {"delete": _operation()}},
+        "paths": {f"{url_prefix}/{kind}/{{id}}": {"delete": _operation(kind)}},
         "components": {
             "securitySchemes": {
                 "adminKey": {"type": "http", "scheme": "bearer", "description": "An admin key."}
@@ -32,9 +34,11 @@ def openapi_document(url_prefix: str = Settings.url_prefix) -> dict[str, Any]:
     }
 
 
-def _operation() -> dict[str, Any]:
+def _operation(kind: str) -> dict[str, Any]:
+    # An operation's id is unique in a document, also where two kinds are merged into one.
+    of_kind = "".join(map(str.capitalize, kind.split("_"))) if kind != CLIENTS else "Client"
     return {
-        "operationId": "deleteClient",
+        "operationId": f"delete{of_kind}",
         "summary": "Delete a client",
         "description": (
             "Sets the client's status to false, which can be taken back; with `hard=true` removes the client "
@@ -65,7 +69,11 @@ def _operation() -> dict[str, Any]:
                 401,
                 "No key or a wrong key. This is checked before anything else.",
                 wire.UNAUTHORIZED,
-                {"WWW-Authenticate": _header({**_TEXT, "pattern": f"^{wire.CHALLENGE}"})},
+                {
+                    "WWW-Authenticate": _header(
+                        {**_TEXT, "pattern": f"^{wire.challenge(kind, token_sent=False)}"}
+                    )
+                },
             ),
             "404": _error(
                 404,

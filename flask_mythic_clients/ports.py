@@ -63,6 +63,10 @@ class DeletionSteps(Protocol):
         """
         ...
 
+    def hold(self, client_ids: Collection[str]) -> AbstractContextManager[Holding]:
+        """Hold the clients as they are, and no records; newer changes wait as they do for `verify`."""
+        ...
+
 
 class DeletionLedger(Protocol):
     """The deletion records, to read. Every method raises RepositoryError."""

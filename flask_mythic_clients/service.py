@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -48,6 +48,7 @@ class DeletionService:
         kv: KeyValueStore,
         entries: EntryRule,
         *,
+        kind: str = "clients",
         guard: HardDelete = HardDelete.ALLOW,
         soft_delete_entries: SoftDeleteEntries = SoftDeleteEntries.REWRITE,
         verify_after: timedelta = timedelta(seconds=60),
@@ -56,6 +57,7 @@ class DeletionService:
         self._repository = repository
         self._kv = kv
         self._entries = entries
+        self._kind = kind
         self._guard = guard
         self._guarded = guard is not HardDelete.ALLOW
         self.soft_delete_entries = soft_delete_entries
@@ -63,8 +65,9 @@ class DeletionService:
         self._on_settled = on_settled
 
     def soft_delete(self, client_id: str, *, actor: str) -> None:
-        """Set the client's status to false; a client that already is deleted is success.
+        """Set the client's status to false.
 
+        A client that already is deleted is success, and its entries are written again.
         Raises InvalidClientIdError, ClientNotFoundError, ChangeRefusedError, StoreError.
         """
         self._carry_out(Action.SOFT, client_id, actor)
@@ -77,8 +80,9 @@ class DeletionService:
         self._carry_out(Action.HARD, client_id, actor)
 
     def restore(self, client_id: str, *, actor: str) -> None:
-        """Take a soft delete back; an active client is success.
+        """Take a soft delete back.
 
+        An active client is success, and its entries are written again.
         Raises InvalidClientIdError, ClientNotFoundError, ChangeRefusedError, StoreError.
         """
         self._carry_out(Action.RESTORE, client_id, actor)
@@ -97,7 +101,7 @@ class DeletionService:
     def pending(self) -> Iterator[DeletionRecord]:
         """Iterate over the records the key-value store has not confirmed yet, oldest first."""
         for page in _pages(self._repository.pending):
-            yield from page
+            yield from map(self._named, page)
 
     def backlog(self) -> Backlog:
         """Count the pending records; for monitors."""
@@ -106,7 +110,7 @@ class DeletionService:
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Return all that was done to a client, oldest first; raises InvalidClientIdError."""
         check_client_id(client_id)
-        return self._repository.history(client_id)
+        return list(map(self._named, self._repository.history(client_id)))
 
     def clients(self) -> Iterable[Client]:
         """Return all clients in the order of their ids."""
@@ -131,6 +135,8 @@ class DeletionService:
         holding = self._settle([client_id])
         if not recorded:
             self._explain(action, client_id, holding)
+            if action is not Action.HARD and not holding.records:
+                self._write_again(client_id)
 
     def _record(self, action: Action, client_id: str, actor: str) -> bool:
         guarded = self._guarded and action is Action.HARD
@@ -152,12 +158,26 @@ class DeletionService:
         if not present and (not holding.records or action is Action.RESTORE):
             raise ClientNotFoundError(client_id)
 
+    def _write_again(self, client_id: str) -> None:
+        """Bring the entries in line though nothing was recorded: the caller may have seen a wrong one."""
+        with self._repository.hold([client_id]) as holding:
+            for client in holding.clients.values():
+                entries = self._entries(client)
+                if client.active or self.soft_delete_entries is SoftDeleteEntries.REWRITE:
+                    known = {key: value for key, value in entries.items() if value is not None}
+                    self._kv.apply(remove=(), overwrite=known)
+                else:
+                    self._kv.apply(remove=entries.keys(), overwrite={})
+
     def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
         with self._repository.settle(client_ids, wait=wait) as holding:
             self._bring_in_line(holding)
         for record in holding.records:
             self._on_settled(record)
         return holding
+
+    def _named(self, record: DeletionRecord) -> DeletionRecord:
+        return replace(record, kind=self._kind)
 
     def _verify(self, client_ids: Collection[str], *, wait: bool) -> Holding:
         with self._repository.verify(client_ids, settled_for=self._verify_after, wait=wait) as holding:

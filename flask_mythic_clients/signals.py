@@ -1,10 +1,13 @@
 """Signals, sent with the app as sender and `record`, the deletion record, when that is settled.
 
+Every kind of client sends the same ones; `record.kind` tells which.
+
 At most once a settlement, and not at all if the process ends just then: for what must not be missed,
 read `history`. A receiver that fails is logged and fails nobody else.
 """
 
 import logging
+from dataclasses import replace
 
 from blinker import Namespace
 from flask import Flask
@@ -26,11 +29,12 @@ _OF_ACTION = {
 }
 
 
-def announce(app: Flask, record: DeletionRecord) -> None:
+def announce(app: Flask, kind: str, record: DeletionRecord) -> None:
     """Send the signal of a settled record."""
     signal = _OF_ACTION[record.action]
     if signal.is_muted:
         return
+    record = replace(record, kind=kind)
     # Not `Signal.send`: that lets a receiver's exception through, and turns a finished delete into a 500.
     for receiver in signal.receivers_for(app):
         try:

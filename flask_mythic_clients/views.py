@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from flask import Blueprint, Response, request
@@ -18,14 +19,14 @@ logger = logging.getLogger(__package__)
 
 
 def create_blueprint(
-    service: DeletionService, verify_key: VerifyKey, url_prefix: str, retry_after: int
+    kind: str, service: DeletionService, verify_key: VerifyKey, url_prefix: str, retry_after: int
 ) -> Blueprint:
-    """Return a blueprint with the one route, `DELETE {url_prefix}/clients/<id>`."""
-    blueprint = Blueprint("mythic_clients", __name__, url_prefix=url_prefix)
-    auth = bearer_auth(verify_key, _unauthorized)
+    """Return a blueprint with the one route, `DELETE {url_prefix}/{kind}/<id>`."""
+    blueprint = Blueprint(f"mythic_{kind}", __name__, url_prefix=url_prefix)
+    auth = bearer_auth(verify_key, partial(_unauthorized, kind))
     authenticated: Callable[[_View], _View] = auth.login_required
 
-    @blueprint.delete("/clients/<client_id>")
+    @blueprint.delete(f"/{kind}/<client_id>")
     @authenticated
     def delete_client(client_id: str) -> Response:
         # Not `args.get(…, type=bool)`: that reads "false" as true, and a second value not at all.
@@ -50,9 +51,9 @@ def create_blueprint(
     return blueprint
 
 
-def _unauthorized(token_sent: bool) -> Response:
+def _unauthorized(kind: str, token_sent: bool) -> Response:
     answer = _answer(wire.error(401, wire.UNAUTHORIZED))
-    answer.headers["WWW-Authenticate"] = wire.INVALID_TOKEN if token_sent else wire.CHALLENGE
+    answer.headers["WWW-Authenticate"] = wire.challenge(kind, token_sent)
     return answer
 
 

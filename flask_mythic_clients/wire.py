@@ -16,9 +16,6 @@ from .errors import (
 Body: TypeAlias = dict[str, Any]
 
 NO_STORE: Mapping[str, str] = {"Cache-Control": "no-store"}
-CHALLENGE = 'Bearer realm="clients"'
-INVALID_TOKEN = f'{CHALLENGE}, error="invalid_token"'  # RFC 6750, 3.1: only where a token was sent
-
 UNAUTHORIZED = "Authentication required. Please provide a valid API token"
 DELETED = {hard: {"success": True, "deleted": True, "hard": hard} for hard in (False, True)}
 """Whether it was a hard delete → the body of the 200."""
@@ -29,6 +26,11 @@ HARD_FLAGS: Mapping[tuple[str, ...], bool] = {(): False, ("false",): False, ("tr
 HARD_FLAG = "The query parameter 'hard' must be 'true' or 'false', and given once at the most."
 MISCONFIGURED = "The service is not set up for its stores; its log tells more."
 REPEAT = "Repeat the request: that is safe, and finishes what was begun."
+
+
+def challenge(kind: str, token_sent: bool) -> str:
+    """Return the header of a 401; an error stands in it only where a token was sent (RFC 6750, 3.1)."""
+    return f'Bearer realm="{kind}"' + (', error="invalid_token"' if token_sent else "")
 
 
 def error(status: int, message: str) -> Body:

@@ -128,6 +128,12 @@ class MemoryRepository:
             due = [record for record in self._of(held) if _is_due(record, at - settled_for)]
             yield from self._stamping(held, [replace(record, verified_at=at) for record in due])
 
+    @contextmanager
+    def hold(self, client_ids: Collection[str]) -> Iterator[Holding]:
+        """Fulfil `ports.DeletionSteps.hold`."""
+        with self._hold(client_ids, wait=True) as held:
+            yield from self._stamping(held, ())
+
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.pending`."""
         with self._changed:

@@ -1,4 +1,4 @@
-"""Step 3 of a deletion."""
+"""Step 3 of a deletion, and holding clients without records."""
 # ruff: noqa: D102 - the name of a test is its docstring
 
 from functools import partial
@@ -174,3 +174,50 @@ class VerifyingContract(RepositoryFixtures):
             (_RESTORE, "verified"),
             (action, "settled"),
         ]
+
+    def test_holding_yields_the_clients_as_they_are_now_and_stamps_nothing(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, zeta = self.ids
+        for client_id in (acme, acme2):
+            add_client(client_id, name=f"named {client_id}")
+        _record(repository, acme, _SOFT)
+        with repository.hold([acme, zeta]) as holding:
+            assert holding.records == ()
+            assert [(id, client.active) for id, client in holding.clients.items()] == [(acme, False)]
+            assert holding.clients[acme].row.name == f"named {acme}"
+        assert _states(repository, acme) == [(_SOFT, "pending")]
+
+    @pytest.mark.parametrize("action", [_RESTORE, _HARD])
+    @_rules
+    def test_no_newer_change_is_settled_while_the_client_is_held(
+        self,
+        repository: ClientRepository,
+        add_client: AddClient,
+        threads: "_Threads",
+        action: Action,
+        rule: EntryRule,
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        _settle(repository, acme)
+        with repository.hold([acme]) as holding:
+            assert not holding.clients[acme].active
+            newer = threads.settle(
+                repository, acme, first=lambda: repository.record(_change(acme, action), rule)
+            )
+            assert not newer.entered.wait(_HOLD), "A newer change was being settled in hold's block."
+        assert [record.action for record in newer.result().records] == [action]
+        assert _states(repository, acme) == [(_SOFT, "settled"), (action, "settled")]
+
+    def test_an_exception_in_holds_block_comes_out_unchanged_and_lets_go(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        failure = KeyValueStoreError("planned")
+        with pytest.raises(KeyValueStoreError) as caught, repository.hold([acme]):
+            raise failure
+        assert caught.value is failure
+        _record(repository, acme, _SOFT)

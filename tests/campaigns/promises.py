@@ -6,7 +6,7 @@ settled     while nothing is pending, the entries are the row's, except those a 
 removal     a hard delete that returns, or finds no client, leaves no entry the store has not confirmed
             as gone (or as the newer client's) since the row was removed
 confirmed   an operation that returns leaves no record pending that was made before its settling
-held        the entries are touched by one who holds the client, and records that name the entries
+held        the entries are touched by one who holds the client, and records that name the entries, or none
 one record  a change of the row has one record; no change has none
 outcome     an operation ends as documented; with a StoreError exactly where a store failed it, with a
             refusal exactly where the database kept the row
@@ -55,6 +55,7 @@ class Promises:
         """Watch a command to the key-value store as it is sent."""
         transaction = operation.transaction
         named = {key for record in (transaction.records if transaction else ()) for key in record.kv_keys}
+        named = named or set(KEYS)  # one who holds no record writes what the row, which it holds, owns
         holds = transaction is not None and transaction.holds and bool(held)
         self.check("held", holds, "the client is not held")
         self.check("held", named.issuperset(keys), f"no held record names {set(keys) - named}")

@@ -23,6 +23,7 @@ _FAULTS: Mapping[str, Sequence[str]] = {
     "record": (FAILS, UNANSWERED, KEEPS),
     "settle": (FAILS,),
     "verify": (FAILS,),
+    "hold": (FAILS,),
     "pending": (FAILS,),
     "due": (FAILS,),
     "commit": (FAILS, UNANSWERED),
@@ -71,6 +72,10 @@ def _verify(
     world: "World", operation: "Operation", fault: str, ids: Sequence[str], wait: bool, settled_for: timedelta
 ) -> Any:
     return _enter(world, operation, fault, lambda rows: rows.verify(ids, settled_for=settled_for, wait=wait))
+
+
+def _hold(world: "World", operation: "Operation", fault: str, ids: Sequence[str]) -> Any:
+    return _enter(world, operation, fault, lambda rows: rows.hold(ids))
 
 
 def _enter(
@@ -154,6 +159,7 @@ STEPS: Mapping[str, Callable[..., Any]] = {
     "record": _record,
     "settle": _settle,
     "verify": _verify,
+    "hold": _hold,
     "pending": _pending,
     "due": _due,
     "apply": _apply,

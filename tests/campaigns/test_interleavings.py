@@ -207,6 +207,16 @@ class StampsFirst(DeletionService):
         return holding
 
 
+class WritesAgainFromAnOldRow(DeletionService):
+    """Writes the entries of a repeated soft delete from the row that it saw when it settled."""
+
+    def _write_again(self, client_id: str) -> None:
+        with self._repository.hold([client_id]) as holding:
+            found = holding.clients.values()
+        for client in found:
+            self._kv.apply(remove=(), overwrite={KNOWN: value("first", client.active)})
+
+
 class TakesATimeoutForDone(DeletionService):
     """Says that entries are gone where the store did not answer."""
 
@@ -251,6 +261,14 @@ BROKEN = {
         "agreement",
     ),
     "stamped first": (StampsFirst, "active", ["hard"], 0, "settled"),
+    "written again by one who holds nothing": (WritesAgainFromAnOldRow, SOFT_DUE, ["soft"], 0, "held"),
+    "written again from an old row": (
+        WritesAgainFromAnOldRow,
+        SOFT_DUE,
+        ["soft", "restore"],
+        0,
+        "settled",
+    ),
     "a timeout is a success": (TakesATimeoutForDone, "active", ["soft"], 1, "outcome"),
     "a timeout is taken for done": (TakesATimeoutForDone, "active", ["hard"], 1, "removal"),
 }

@@ -111,6 +111,21 @@ class ResolvesTheKeysAfterTheChange(MemoryRepository):
         return super().record(change, lambda client: entries(replace(client, active=not client.active)))
 
 
+@fails("test_no_newer_change_is_settled_while_the_client_is_held")
+class ReadsWhereItShouldHold(MemoryRepository):
+    @contextmanager
+    def hold(self, client_ids: Collection[str]) -> Iterator[Holding]:
+        yield Holding((), self._clients(client_ids))
+
+
+@fails("test_holding_yields_the_clients_as_they_are_now_and_stamps_nothing")
+class SettlesWhatItShouldOnlyHold(MemoryRepository):
+    @contextmanager
+    def hold(self, client_ids: Collection[str]) -> Iterator[Holding]:
+        with self.settle(client_ids) as holding:
+            yield replace(holding, records=())
+
+
 @fails("test_of_many_equal_changes_at_once_one_is_recorded")
 class AnswersFromAReadBeforeTheWrite(MemoryRepository):
     def record(self, change: Change, entries: EntryRule) -> bool:

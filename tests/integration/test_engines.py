@@ -120,6 +120,27 @@ def test_a_named_engine_of_lite_is_that_of_the_metadatas_bind_key(host: _Host, d
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_engine_that_lites_session_chooses_is_that(host: _Host, database_url: str) -> None:
+    db = Lite(session_options={"binds": {host.model: "tenants"}})
+    host.app.config["SQLALCHEMY_ENGINES"] = {"default": "sqlite:////no/such/folder.db", "tenants": host.url}
+    db.init_app(host.app)
+    host.mount(db)
+    assert (host.delete("acme"), host.row()) == (200, False)
+    with host.app.app_context():
+        db.get_engine("tenants").dispose()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("db", [SQLAlchemy(), Lite()], ids=["flask-sqlalchemy", "lite"])
+def test_an_app_without_the_engine_is_a_503_and_told(
+    host: _Host, db: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.mount(db)
+    assert host.delete("acme") == 503
+    assert "db has no engine for Tenant in this app: call its init_app" in caplog.text
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -133,18 +154,18 @@ def test_a_named_engine_of_lite_is_that_of_the_metadatas_bind_key(host: _Host, d
     ids=lambda wrong: type(wrong).__name__,
 )
 def test_what_has_no_engine_to_give_is_refused_beside_what_would_do(host: _Host, wrong: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"^Pass the Flask-SQLAlchemy object .* an Engine, or a fun"):
+    with pytest.raises(ConfigurationError, match=r"^db takes your app's object of .* an Engine, or a fun"):
         SQLAlchemyRepository(wrong, host.model)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_an_engine_without_a_model_is_refused(host: _Host) -> None:
-    with pytest.raises(ConfigurationError, match="Pass the model of your clients"):
+    with pytest.raises(ConfigurationError, match=r"^model is missing: pass the model of your clients"):
         SQLAlchemyRepository(host.engine)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_function_that_returns_no_engine_is_told(host: _Host) -> None:
     repository = SQLAlchemyRepository(lambda: "sqlite://", host.model)  # type: ignore[arg-type,return-value]
-    with pytest.raises(ConfigurationError, match="for an Engine returned str"):
+    with pytest.raises(ConfigurationError, match=r"^db: the function returned str in place of an Engine"):
         repository.backlog()

@@ -227,12 +227,12 @@ class TestTheHostsMetadata:
         SQLAlchemyRepository(db)
         assert set(db.metadata.tables) == {"clients", "client_deletions"}
 
-    def test_a_second_kind_of_client_is_refused(self) -> None:
+    def test_a_second_kind_of_client_without_a_ledger_of_its_own_is_refused(self) -> None:
         db = SQLAlchemy()
         shop: Any = type("Shop", (ClientMixin, db.Model), {"__tablename__": "shops"})
         SQLAlchemyRepository(db, shop)
         user: Any = type("User", (ClientMixin, db.Model), {"__tablename__": "users"})
-        with pytest.raises(ConfigurationError, match="__bind_key__"):
+        with pytest.raises(ConfigurationError, match="ledger="):
             SQLAlchemyRepository(db, user)
         SQLAlchemyRepository(db, shop)  # the same kind again is no second one
 

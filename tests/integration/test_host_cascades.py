@@ -102,7 +102,8 @@ class TestCascades:
         model = client_model(db, orders=relationship("Order", passive_deletes=True))
         order = child_model(db, "order", ondelete="CASCADE")
         host = mount(db=db, model=model)
-        insert(host, model(id="acme"))
+        insert(host, model(id="acme"), model(id="planned"))
+        assert host.delete("planned?hard=true").status_code == 200
         insert(host, order(client_id="acme"), order(client_id="acme"))
         statements: list[str] = []
         with host.flask.app_context():

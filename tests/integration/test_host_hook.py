@@ -95,7 +95,11 @@ def test_what_the_database_says_no_with_to_its_work_is_a_409(
     assert contents(host, store) == before
 
 
-@pytest.mark.parametrize("wrong", ["x", 7, ["a"]])
+async def _later(session: Session, row: Any, action: str) -> None:
+    """Would never be waited for."""
+
+
+@pytest.mark.parametrize("wrong", ["x", 7, ["a"], lambda row: None, lambda *, session: None, _later])
 def test_what_cannot_be_called_is_no_hook(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="before= takes a function"):
         SQLAlchemyRepository(SQLAlchemy(), before=wrong)

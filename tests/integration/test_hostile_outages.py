@@ -218,7 +218,7 @@ class TestADatabaseThatIsOutdated:
         ids=["no-table", "no-column"],
     )
     @pytest.mark.parametrize("path", ["acme", "acme?hard=true"])
-    def test_a_delete_is_a_503_that_names_create_all_and_migrations_and_changes_nothing(
+    def test_a_delete_is_a_503_that_names_the_table_and_the_fix_and_changes_nothing(
         self, scene: Scene, statement: str, path: str
     ) -> None:
         with scene.host.flask.app_context(), scene.host.db.engine.begin() as connection:
@@ -226,11 +226,11 @@ class TestADatabaseThatIsOutdated:
         answer = scene.host.delete(path)
         assert answer.status_code == 503
         message = json.loads(answer.data)["message"]
-        assert "db.create_all()" in message
-        assert "migrations" in message
+        assert "client_deletions" in message
+        assert "make it as your app makes its tables, or migrate" in message
         assert scene.status() is True
         assert len(scene.entries()) == 2
 
     def test_any_other_outage_does_not_send_for_migrations(self, scene: Scene) -> None:
         scene.tap.store = AWAY
-        assert "create_all" not in json.loads(scene.host.delete("acme").data)["message"]
+        assert "migrate" not in json.loads(scene.host.delete("acme").data)["message"]

@@ -82,8 +82,8 @@ class TestInASchema:
         assert tables == ["shop.client_deletions"]
         second = type("Second", (model,), {})
         expected = (
-            "The table shop.client_deletions already exists for something other than Second. "
-            "Give each kind of client its own database (__bind_key__)."
+            "The table shop.client_deletions already exists for something other than Second: "
+            "pass SQLAlchemyRepository(…, ledger=…) with a name of its own."
         )
         with pytest.raises(ConfigurationError, match=f"^{re.escape(expected)}$"):
             SQLAlchemyRepository(db, second)

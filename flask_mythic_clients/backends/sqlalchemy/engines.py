@@ -24,7 +24,9 @@ Database: TypeAlias = SQLAlchemy | NamedEngines | sa.Engine | Callable[[], sa.En
 """Flask-SQLAlchemy, Flask-SQLAlchemy-Lite, an engine, or a function that returns one."""
 
 
-def engines_of(db: Database, metadata: sa.MetaData) -> tuple[Callable[[], Mapping[Any, sa.Engine]], Any]:
+def engines_of(
+    db: Database, model: Any, metadata: sa.MetaData
+) -> tuple[Callable[[], Mapping[Any, sa.Engine]], Any]:
     """Return a way to the engines of the current app, and the name of the one for tables of that metadata.
 
     Raises ConfigurationError for what has no engine to give.
@@ -35,17 +37,24 @@ def engines_of(db: Database, metadata: sa.MetaData) -> tuple[Callable[[], Mappin
     if isinstance(db, sa.Engine):
         return partial(dict, {None: db}), None
     if callable(getattr(db, "get_engine", None)):
+        if bind_key is None and hasattr(type(db), "sessionmaker"):
+            return partial(_chosen, db, model), None
         return partial(getattr, db, "engines"), bind_key or "default"
     if callable(db) and not isinstance(db, (type, Session, scoped_session, sessionmaker)):
         return partial(_called, db), None
     raise ConfigurationError(
-        "Pass the Flask-SQLAlchemy object of your app, or Flask-SQLAlchemy-Lite's, an Engine, or a function "
+        "db takes your app's object of Flask-SQLAlchemy or Flask-SQLAlchemy-Lite, an Engine, or a function "
         f"that returns one, not {type(db).__name__}."
     )
+
+
+def _chosen(db: Any, model: Any) -> Mapping[Any, sa.Engine]:
+    """Ask the app's session, which knows engines by its option `binds`."""
+    return {None: db.sessionmaker().get_bind(model)}
 
 
 def _called(function: Callable[[], sa.Engine]) -> Mapping[Any, sa.Engine]:
     engine = function()
     if not isinstance(engine, sa.Engine):
-        raise ConfigurationError(f"The function passed for an Engine returned {type(engine).__name__}.")
+        raise ConfigurationError(f"db: the function returned {type(engine).__name__} in place of an Engine.")
     return {None: engine}

@@ -1,5 +1,6 @@
-"""The ledger table `client_deletions`, and what is read from it."""
+"""The ledger table, and what is read from it."""
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 from functools import partial
@@ -16,6 +17,10 @@ from .dialects import Dialect
 
 _PAGE = 100
 
+LEDGER = "client_deletions"
+# Its indexes' names are longer, and PostgreSQL has 63 characters for one.
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
+
 # Whose ledger a table is. Not in `Table.info`: Alembic writes that into the migrations it generates.
 _models: WeakKeyDictionary[sa.Table, type] = WeakKeyDictionary()
 
@@ -26,22 +31,23 @@ _CLIENT_ID = sa.String(255).with_variant(
 _TIME = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 
-def ledger_table(metadata: sa.MetaData, model: type) -> sa.Table:
+def ledger_table(metadata: sa.MetaData, model: type, name: str) -> sa.Table:
     """Return the ledger of a model, made on the host's metadata so that its migrations see it.
 
-    One database has one ledger, and so one kind of client: a second one is a ConfigurationError,
-    since equal ids of two kinds could not be told apart.
+    Each kind of client has one of its own, since equal ids of two kinds could not be told apart: raises
+    ConfigurationError for a table that is another's, and for a name that not every database takes.
     """
-    key = f"{metadata.schema}.client_deletions" if metadata.schema else "client_deletions"
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"ledger= takes the name of a table, up to 48 small letters, digits and '_', not {name!r}."
+        )
+    key = f"{metadata.schema}.{name}" if metadata.schema else name
     if (table := metadata.tables.get(key)) is not None:
         if _models.get(table) is not model:
-            raise ConfigurationError(
-                f"The table {key} already exists for something other than {model.__name__}. "
-                "Give each kind of client its own database (__bind_key__)."
-            )
+            raise shared(key, model.__name__)
         return table
     table = sa.Table(
-        "client_deletions",
+        name,
         metadata,
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
         sa.Column("client_id", _CLIENT_ID, nullable=False),
@@ -52,12 +58,20 @@ def ledger_table(metadata: sa.MetaData, model: type) -> sa.Table:
         sa.Column("settled_at", _TIME),
         sa.Column("verified_at", _TIME),
         # What is pending for a client; its history.
-        sa.Index("ix_client_deletions_client", "client_id", "settled_at"),
+        sa.Index(f"ix_{name}_client", "client_id", "settled_at"),
         # What is pending at all (both null), and what is to be verified; in the order of the pages.
-        sa.Index("ix_client_deletions_unfinished", "verified_at", "settled_at", "id"),
+        sa.Index(f"ix_{name}_unfinished", "verified_at", "settled_at", "id"),
     )
     _models[table] = model
     return table
+
+
+def shared(ledger: str, clients: str) -> ConfigurationError:
+    """Return the error for a ledger that is something else already."""
+    return ConfigurationError(
+        f"The table {ledger} already exists for something other than {clients}: pass "
+        "SQLAlchemyRepository(…, ledger=…) with a name of its own."
+    )
 
 
 class Ledger:
@@ -92,6 +106,11 @@ class Ledger:
             due = self._free(session, dialect, due)
         return self._stamped(session, dialect, due, "verified_at")
 
+    def none(self, session: Session, dialect: Dialect) -> list[DeletionRecord]:
+        """Lock no record, but what must be locked before a row is."""
+        dialect.lock(session, self.table)
+        return []
+
     def pending(
         self, session: Session, dialect: Dialect, after: DeletionRecord | None
     ) -> list[DeletionRecord]:
@@ -99,7 +118,7 @@ class Ledger:
         query = self._page(self._pending)
         if after is not None:
             query = query.where(self.table.c.id > after.id)
-        return _records(dialect, session.execute(query))
+        return _records(dialect, session.connection().execute(query))
 
     def due(
         self, session: Session, dialect: Dialect, settled_for: timedelta, after: DeletionRecord | None
@@ -108,18 +127,18 @@ class Ledger:
         query, c = self._page(self._due(dialect, settled_for)), self.table.c
         if after is not None:
             query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
-        return _records(dialect, session.execute(query))
+        return _records(dialect, session.connection().execute(query))
 
     def history(self, session: Session, dialect: Dialect, client_id: str) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
         c = self.table.c
         query = sa.select(self.table).where(c.client_id == client_id).order_by(c.id)
-        return _records(dialect, session.execute(query))
+        return _records(dialect, session.connection().execute(query))
 
     def backlog(self, session: Session, dialect: Dialect) -> Backlog:
         """Fulfil `ports.DeletionLedger.backlog`."""
         query = sa.select(sa.func.count(), sa.func.min(self.table.c.requested_at)).where(self._pending)
-        pending, oldest = session.execute(query).one()
+        pending, oldest = session.connection().execute(query).one()
         return Backlog(pending, oldest and dialect.aware(oldest))
 
     def _due(self, dialect: Dialect, settled_for: timedelta) -> sa.ColumnElement[bool]:
@@ -139,7 +158,7 @@ class Ledger:
         if rows or not dialect.skips_rows:
             return list(map(partial(_record, dialect.aware), rows))
         left = sa.select(sa.literal(1)).where(where).limit(1)
-        if session.execute(left).first() is not None:
+        if session.connection().execute(left).first() is not None:
             rows = dialect.stamp(session, self.table, where, column)  # one that was made just now
             if not rows:
                 raise RepositoryError(
@@ -159,9 +178,9 @@ class Ledger:
         dialect.lock(session, self.table)
         c = self.table.c
         query = sa.select(c.id, c.client_id).where(where)
-        mine = {id for id, _ in session.execute(query.with_for_update(skip_locked=True))}
+        mine = {id for id, _ in session.connection().execute(query.with_for_update(skip_locked=True))}
         # Another's record, and one made since.
-        every = session.execute(query).all()
+        every = session.connection().execute(query).all()
         disputed = {client_id for id, client_id in every if id not in mine}
         # By their ids: MariaDB also waits for records that it only comes across, by another index.
         return c.id.in_([id for id, client_id in every if client_id not in disputed])

@@ -37,7 +37,7 @@ def _dependents(session: Session, mapper: Mapper[Any], client: Client) -> Iterat
                 continue
             value = getattr(client.row, mapper.get_property_by_column(key.column).key)
             count = sa.select(sa.func.count()).select_from(table).where(key.parent == value)
-            if rows := session.scalars(count).one():
+            if rows := session.connection().scalars(count).one():
                 yield Dependent(f"{table.fullname}.{key.parent.name}", rows, _on_delete(mapper, key))
 
 

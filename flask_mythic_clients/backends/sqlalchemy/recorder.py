@@ -4,17 +4,22 @@ Planned once for an engine, a rule and an action, then taken. Where SQL can buil
 host's has to run in Python: one statement where the database can, two elsewhere. Otherwise the unit of work.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from inspect import iscoroutinefunction, signature
 from typing import Any, Literal, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty, Session
 from sqlalchemy.orm.exc import StaleDataError
 
 from ...entries import EntryRule, KeyTemplates
+from ...errors import ConfigurationError
 from ...model import Action, Change, Client
+from .cascades import Cascades
 from .dialects import Dialect
 from .rows import ClientRows
+from .sessions import Sessions, listens, plain
 
 _COUNTED = {"preserve_rowcount": True}
 # A parameter must not be named like a column that is written.
@@ -23,6 +28,25 @@ _KEY, _CLIENT_ID, _ACTOR = "of_key", "of_client_id", "of_actor"
 
 Hook: TypeAlias = Callable[[Session, Any, Action], object]
 """What a host does in step 1's transaction, before a row is changed."""
+
+
+def check_hook(before: Any) -> Hook | None:
+    """Return the host's hook; raises ConfigurationError for what cannot be called as one."""
+    if before is None:
+        return None
+    try:
+        fits = not iscoroutinefunction(before) and bool(signature(before).bind(..., ..., ...))
+    except ValueError:  # one that cannot be looked into
+        fits = callable(before)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ConfigurationError(
+            "before= takes a function that is called with a session, a row and an action, and is not async; "
+            f"not {before!r}."
+        )
+    hook: Hook = before
+    return hook
 
 
 class UndecidedError(Exception):
@@ -37,16 +61,29 @@ class KeptError(Exception):
     """The database let the row be as it was, or the ledger without its record, and raised nothing."""
 
 
+class TakenAlongError(Exception):
+    """Other clients would be removed with this one."""
+
+    def __init__(self, clients: Sequence[str]) -> None:
+        super().__init__(clients)
+        self.clients = clients
+
+
 class Plan(Protocol):
     """A way to take step 1 for one action."""
 
     alone: bool
     """Whether it is a single statement, which is a transaction by itself."""
 
+    @property
+    def sessions(self) -> Sessions:
+        """Makes the session that it is taken in."""
+        ...
+
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:
         """Take the step for the row of that key; return False where there is nothing to change.
 
-        Raises KeptError, to be rolled back, and UndecidedError.
+        Raises KeptError and TakenAlongError, to be rolled back, and UndecidedError.
         """
         ...
 
@@ -54,10 +91,21 @@ class Plan(Protocol):
 class Recorder:
     """Plans step 1."""
 
-    def __init__(self, rows: ClientRows, ledger: sa.Table, before: Hook | None = None) -> None:
+    def __init__(
+        self,
+        rows: ClientRows,
+        ledger: sa.Table,
+        *,
+        before: Hook | None,
+        sessions: Callable[[], Sessions],
+        cascades: Callable[[], Cascades],
+    ) -> None:
         self._rows = rows
         self._ledger = ledger
         self._before = before
+        self._sessions = sessions
+        self._make_cascades = cascades
+        self._cascades: WeakKeyDictionary[Dialect, Cascades] = WeakKeyDictionary()
 
     def plan(self, dialect: Dialect, change: Change, entries: EntryRule) -> Plan:
         """Return the plan for changes such as this one."""
@@ -71,7 +119,7 @@ class Recorder:
         self, dialect: Dialect, change: Change, entries: EntryRule, undecided: UndecidedError
     ) -> Plan:
         """Return the plan that fits every change, for this one or for good."""
-        plan = _UnitOfWork(self._rows, self._ledger, dialect, self._before)
+        plan = self._unit_of_work(dialect)
         if undecided.for_good:
             dialect.plans[entries][self, change.action, change.only_if_inactive] = plan
         return plan
@@ -82,25 +130,41 @@ class Recorder:
             self._before is not None
             or not isinstance(entries, KeyTemplates)
             or runs_host_code(rows.mapper, change.action)
+            or listens(self._sessions())
             or not all(rows.is_plain(name, dialect) for name in ("id", *entries.columns))
         ):
-            return _UnitOfWork(rows, self._ledger, dialect, self._before)
-        plain = _OneStatement if dialect.one_statement else _TwoStatements
-        return plain(rows, self._ledger, dialect, change, entries)
+            return self._unit_of_work(dialect)
+        statements = _OneStatement if dialect.one_statement else _TwoStatements
+        return statements(rows, self._ledger, dialect, change, entries, self._cascades_in(dialect))
+
+    def _unit_of_work(self, dialect: Dialect) -> Plan:
+        cascades = self._cascades_in(dialect)
+        return _UnitOfWork(self._rows, self._ledger, dialect, self._before, self._sessions(), cascades)
+
+    def _cascades_in(self, dialect: Dialect) -> Cascades:
+        return self._cascades.get(dialect) or self._cascades.setdefault(dialect, self._make_cascades())
 
 
 class _OneStatement:
     """WITH changed AS (DELETE … or UPDATE …), recorded AS (INSERT … FROM changed) SELECT …, all in one.
 
     It cannot look at what comes of it. So it is left for good where a trigger or a rule of the host's would
-    run: it asks before it is first taken, and fails, which changes nothing, where one was made since. It is
-    undecided where it saw a row and did not change it: another request was first, or a policy forbids it.
+    run, or a cascade may reach another client: it asks before it is first taken, and fails, which changes
+    nothing, where a trigger was made since. It is undecided where it saw a row and did not change it: another
+    request was first, or a policy forbids it.
     """
 
     alone = True
+    sessions = staticmethod(plain)
 
     def __init__(
-        self, rows: ClientRows, ledger: sa.Table, dialect: Dialect, change: Change, templates: KeyTemplates
+        self,
+        rows: ClientRows,
+        ledger: sa.Table,
+        dialect: Dialect,
+        change: Change,
+        templates: KeyTemplates,
+        cascades: Cascades,
     ) -> None:
         table, action = rows.id.table, change.action
         columns = [rows.column(name) for name in dict.fromkeys(["id", *templates.columns])]
@@ -119,17 +183,19 @@ class _OneStatement:
         seen = sa.exists().where(applies).select_from(table)
         self._statement = sa.select(sa.exists().select_from(recorded), seen, failing)
         self._fits = sa.select(dialect.is_table(table) & ~dialect.watched(event, table, ledger))
+        self._cascades = cascades
         self._asked = False
 
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:  # noqa: ARG002
         """Fulfil `Plan.take`."""
         if not self._asked:
-            if not session.scalar(self._fits):
+            connection, hard = session.connection(), change.action is Action.HARD
+            if not connection.scalar(self._fits) or (hard and self._cascades.lead_to_clients(connection)):
                 raise UndecidedError(for_good=True)
             self._asked = True
         parameters = {_KEY: key, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
         try:
-            recorded, seen, _ = session.execute(self._statement, parameters).one()
+            recorded, seen, _ = session.connection().execute(self._statement, parameters).one()
         except (sa.exc.NotSupportedError, sa.exc.DataError) as error:  # a rule in the way, or divided by zero
             raise UndecidedError(for_good=True) from error
         if seen and not recorded:
@@ -144,9 +210,16 @@ class _TwoStatements:
     """
 
     alone = False
+    sessions = staticmethod(plain)
 
     def __init__(
-        self, rows: ClientRows, ledger: sa.Table, dialect: Dialect, change: Change, templates: KeyTemplates
+        self,
+        rows: ClientRows,
+        ledger: sa.Table,
+        dialect: Dialect,
+        change: Change,
+        templates: KeyTemplates,
+        cascades: Cascades,
     ) -> None:
         table, key = rows.id.table, sa.bindparam(_KEY, type_=rows.key_type)
         applies = rows.applies(key, change, dialect)
@@ -158,21 +231,29 @@ class _TwoStatements:
         self._applies = sa.select(rows.status.column).where(applies)
         self._rows = rows
         self._skips_rows = dialect.skips_rows
+        self._cascades = cascades
+        self._asked = change.action is not Action.HARD
 
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:  # noqa: ARG002
         """Fulfil `Plan.take`."""
+        if not self._asked:
+            if self._cascades.lead_to_clients(session.connection()):
+                raise UndecidedError(for_good=True)
+            self._asked = True
         of_row = {_KEY: key}
         parameters = {**of_row, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
-        inserted: Any = session.execute(self._insert, parameters, execution_options=_COUNTED)
+        inserted: Any = session.connection().execute(self._insert, parameters, execution_options=_COUNTED)
         if inserted.rowcount == 0:
-            if self._skips_rows and session.execute(self._applies, of_row).first() is not None:
+            if self._skips_rows and session.connection().execute(self._applies, of_row).first() is not None:
                 raise KeptError  # a trigger of the ledger's
             return False
-        changed: Any = session.execute(self._change, of_row, execution_options=_COUNTED)
+        changed: Any = session.connection().execute(self._change, of_row, execution_options=_COUNTED)
         if change.action is Action.HARD and not self._skips_rows:
             kept = changed.rowcount == 0
         else:
-            kept = not self._rows.is_as_wished(session.execute(self._look, of_row).first(), change.action)
+            kept = not self._rows.is_as_wished(
+                session.connection().execute(self._look, of_row).first(), change.action
+            )
         if kept:
             raise KeptError
         return True
@@ -183,11 +264,21 @@ class _UnitOfWork:
 
     alone = False
 
-    def __init__(self, rows: ClientRows, ledger: sa.Table, dialect: Dialect, before: Hook | None) -> None:
+    def __init__(
+        self,
+        rows: ClientRows,
+        ledger: sa.Table,
+        dialect: Dialect,
+        before: Hook | None,
+        sessions: Sessions,
+        cascades: Cascades,
+    ) -> None:
         self._rows = rows
         self._ledger = ledger
         self._dialect = dialect
         self._before = before
+        self.sessions = sessions
+        self._cascades = cascades
 
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:
         """Fulfil `Plan.take`."""
@@ -204,22 +295,35 @@ class _UnitOfWork:
             "kv_keys": list(entries(client)),
         }
         looks = rows.looks(client, change.action)
+        removed: list[Any] = []
+        sa.event.listen(session, "after_flush", lambda flushed, _: removed.extend(flushed.deleted))
         if self._before is not None:
             self._before(session, client.row, change.action)
-        if change.action is not Action.HARD:
-            rows.set_active(session, client.row, change.action is Action.RESTORE, dialect)
-        elif runs_host_code(rows.mapper, Action.HARD):
-            session.delete(client.row)
+        if change.action is Action.HARD:
+            self._remove(session, client, key)
         else:
-            session.execute(_dml(rows, Action.HARD, dialect).where(rows.id == key))
+            rows.set_active(session, client.row, change.action is Action.RESTORE, dialect)
         _flush(session)
+        if others := self._cascades.of_objects(removed, client):
+            raise TakenAlongError(others)
         insert = sa.insert(ledger).values(record)
-        recorded: Any = session.execute(insert, execution_options=_COUNTED)
+        recorded: Any = session.connection().execute(insert, execution_options=_COUNTED)
         dialect.finish(session)
-        found = [session.execute(look).first() for look in looks]
+        found = [session.connection().execute(look).first() for look in looks]
         if recorded.rowcount == 0 or not all(rows.is_as_wished(row, change.action) for row in found):
             raise KeptError
         return True
+
+    def _remove(self, session: Session, client: Client, key: Any) -> None:
+        _flush(session)  # what the host did before: it may have given other clients another parent
+        if others := self._cascades.other_clients(session.connection(), client):
+            raise TakenAlongError(others)
+        if runs_host_code(self._rows.mapper, Action.HARD) or listens(self.sessions):
+            session.delete(client.row)
+        else:
+            session.connection().execute(
+                _dml(self._rows, Action.HARD, self._dialect).where(self._rows.id == key)
+            )
 
     def _locked(self, session: Session, change: Change) -> Client | None:
         """Lock and return the client, None where there is none.

@@ -15,6 +15,7 @@ from ...errors import (
     ConstraintError,
     DatabaseRefusedError,
     MappingError,
+    OtherClientsError,
 )
 from ...model import Change
 from .dialects import Dialect, Verdict
@@ -39,6 +40,16 @@ _SAID: dict[Verdict, tuple[type[ChangeRefusedError], str]] = {
 }
 
 
+def taken_along(client_id: str, others: Sequence[str]) -> ChangeRefusedError:
+    """Return the error for a removal that would remove other clients, told as `table id`."""
+    named = ", ".join(others[:_NAMED]) + (" and others" if len(others) > _NAMED else "")
+    message = f"{OtherClientsError.__doc__} Look at {named}: remove those first, or part them from this one."
+    return OtherClientsError(client_id, message)
+
+
+_NAMED = 5
+
+
 def holding_back(session: Session, dialect: Dialect, rows: ClientRows, client_id: str) -> list[str]:
     """Return the columns, as `table.column`, by which foreign keys of the database forbid a removal."""
     client = rows.read(session, [client_id], dialect).get(client_id)
@@ -56,7 +67,7 @@ def holding_back(session: Session, dialect: Dialect, rows: ClientRows, client_id
                 values = rows.values(client, clients, key["referred_columns"])
                 refers = [column == value for column, value in zip(columns, values, strict=True)]
                 one = sa.select(sa.literal(1)).select_from(table).where(*refers).limit(1)
-                if session.execute(one).first() is not None:
+                if session.connection().execute(one).first() is not None:
                     found |= {f"{table}.{column.name}": _on_delete(key) for column in columns}
     # What a cascade takes along does not forbid; nor does, as a rule, what may be set to null.
     return sorted(name for name, does in found.items() if does == "NO ACTION") or sorted(found)

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary, WeakSet
 
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
@@ -13,16 +14,21 @@ from sqlalchemy.orm import Session
 from ...entries import EntryRule
 from ...errors import ChangeRefusedError, ConfigurationError, StoreError
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
-from .dialects import KNOWN, Dialect, Verdict, dialect_of
+from .cascades import Cascades
+from .dialects import Dialect, Verdict, dialect_of
 from .engines import Database, engines_of
-from .ledger import Ledger, ledger_table
+from .ledger import LEDGER, Ledger, ledger_table, shared
 from .mixin import ClientMixin
 from .preview import preview
-from .recorder import Hook, KeptError, Recorder, UndecidedError
-from .refusals import holding_back, refusal, touched_by_the_orm
+from .recorder import Hook, KeptError, Recorder, TakenAlongError, UndecidedError, check_hook
+from .refusals import holding_back, refusal, taken_along, touched_by_the_orm
 from .rows import ClientRows
+from .sessions import HostSession, sessions_of
 from .status import Status
 from .transactions import RefusedError, Transactions
+
+# Those alive: clients of one kind may go along with another's.
+_REPOSITORIES: "WeakSet[SQLAlchemyRepository]" = WeakSet()
 
 
 class SQLAlchemyRepository:
@@ -49,24 +55,32 @@ class SQLAlchemyRepository:
         *,
         id: str = "id",
         status: str | Status = "status",
+        ledger: str = LEDGER,
+        session: HostSession | None = None,
         before: Hook | None = None,
     ) -> None:
         if model is None and isinstance(db, SQLAlchemy):
             model = type("Client", (ClientMixin, db.Model), {"__tablename__": "clients"})
         metadata = getattr(model, "metadata", sa.MetaData())
-        self._engines, self._bind_key = engines_of(db, metadata)
+        self._db = db
+        self._engines, self._bind_key = engines_of(db, model, metadata)
         if model is None:
             raise ConfigurationError(
-                "Pass the model of your clients: only Flask-SQLAlchemy brings one of ours."
+                "model is missing: pass the model of your clients. Only Flask-SQLAlchemy brings one of ours."
             )
         self.model: Any = model
         self._rows = ClientRows(self.model, id, status)
-        self._ledger = Ledger(ledger_table(metadata, self.model))
-        if before is not None and not callable(before):
-            raise ConfigurationError(
-                f"before= takes a function of a session, a row and an action, not {type(before).__name__}."
-            )
-        self._recorder = Recorder(self._rows, self._ledger.table, before)
+        before, sessions = check_hook(before), sessions_of(db, session)
+        self._ledger = Ledger(ledger_table(metadata, self.model, ledger))
+        self._dialects: WeakKeyDictionary[sa.Engine, Dialect] = WeakKeyDictionary()
+        self._recorder = Recorder(
+            self._rows,
+            self._ledger.table,
+            before=before,
+            sessions=sessions,
+            cascades=partial(Cascades, self._rows, self._kinds),
+        )
+        _REPOSITORIES.add(self)
 
     def record(self, change: Change, entries: EntryRule) -> bool:
         """Fulfil `ports.DeletionSteps.record`."""
@@ -78,15 +92,17 @@ class SQLAlchemyRepository:
         try:
             try:
                 step = partial(plan.take, key=key, change=change, entries=entries)
-                return transactions.write(step, change.client_id, alone=plan.alone)
+                return transactions.write(step, change.client_id, plan.sessions, alone=plan.alone)
             except UndecidedError as undecided:
                 plan = self._recorder.plan_again(transactions.dialect, change, entries, undecided)
             step = partial(plan.take, key=key, change=change, entries=entries)
-            return transactions.write(step, change.client_id, alone=plan.alone)
+            return transactions.write(step, change.client_id, plan.sessions, alone=plan.alone)
         except RefusedError as refused:
             raise self._refusal(refused.verdict, change, transactions) from refused.__cause__
         except KeptError:
             raise self._refusal(Verdict.KEPT, change, transactions) from None
+        except TakenAlongError as taken:
+            raise taken_along(change.client_id, taken.clients) from None
 
     def settle(self, client_ids: Collection[str], *, wait: bool = True) -> AbstractContextManager[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""
@@ -100,6 +116,11 @@ class SQLAlchemyRepository:
         """Fulfil `ports.DeletionSteps.verify`."""
         stamp = partial(self._ledger.verify, client_ids=client_ids, settled_for=settled_for, wait=wait)
         step = partial(self._hold, stamp=stamp, client_ids=client_ids if wait else None, lock="share")
+        return self._transactions().hold(step, client_ids)
+
+    def hold(self, client_ids: Collection[str]) -> AbstractContextManager[Holding]:
+        """Fulfil `ports.DeletionSteps.hold`."""
+        step = partial(self._hold, stamp=self._ledger.none, client_ids=client_ids, lock="share")
         return self._transactions().hold(step, client_ids)
 
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
@@ -135,9 +156,30 @@ class SQLAlchemyRepository:
         self._rows.check_columns(names)
 
     def _transactions(self) -> Transactions:
-        engine = self._engines()[self._bind_key]
+        try:
+            engine = self._engines()[self._bind_key]
+        except (KeyError, RuntimeError, sa.exc.UnboundExecutionError) as error:
+            raise ConfigurationError(
+                f"db has no engine for {self.model.__name__} in this app: call its init_app, and configure "
+                f"the engine {self._bind_key or 'default'!r}."
+            ) from error
         tables = (self._ledger.table, *self._rows.mapper.tables)
-        return Transactions(engine, KNOWN.get(engine) or dialect_of(engine), tables)
+        return Transactions(engine, self._dialects.get(engine) or self._meet(engine), tables)
+
+    def _kinds(self) -> list[ClientRows]:
+        """Return the rows of all kinds of client in this database, this one's among them."""
+        of_db = (self._db, self._bind_key)
+        return [other._rows for other in set(_REPOSITORIES) if (other._db, other._bind_key) == of_db]
+
+    def _meet(self, engine: sa.Engine) -> Dialect:
+        """Return the dialect of an engine not seen before.
+
+        Raises ConfigurationError where the ledger there is another kind's, made on another metadata.
+        """
+        dialect, clients = dialect_of(engine), self._rows.id.table
+        if dialect.ledgers.setdefault(f"{self._ledger.table}", f"{clients}") != f"{clients}":
+            raise shared(f"{self._ledger.table}", f"{clients}")
+        return self._dialects.setdefault(engine, dialect)
 
     def _hold(
         self,

@@ -7,7 +7,8 @@ from operator import add
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapper, Session, lazyload
+from sqlalchemy.orm import ColumnProperty, Mapper, Session, lazyload, make_transient_to_detached
+from sqlalchemy.orm.attributes import set_committed_value
 
 from ...entries import KeyTemplates
 from ...errors import ConfigurationError
@@ -35,15 +36,6 @@ def _is_unique(column: sa.Column[Any]) -> bool:
     sets += [key.columns for key in table.constraints if isinstance(key, sa.UniqueConstraint)]
     sets += [index.columns for index in table.indexes if index.unique]
     return any(list(columns) == [column] for columns in sets)
-
-
-def _loaded(session: Session, query: sa.Select[Any]) -> Sequence[Any]:
-    """Load rows; a value that the model cannot read, and its error quotes, is an error of the mapping."""
-    result = session.scalars(query)
-    try:
-        return result.all()
-    except (LookupError, TypeError, ValueError):
-        raise sa.exc.InvalidRequestError("A column holds what the model cannot read.") from None
 
 
 class ClientRows:
@@ -139,15 +131,16 @@ class ClientRows:
             if (key := self.key_of(id, dialect)) is not None:
                 keys.append(key)
         asked = sa.bindparam(None, keys, self.key_type)
-        query: sa.Select[Any] = sa.select(self.model).where(self.id.in_(asked)).options(lazyload("*"))
+        hidden = session.dispatch.do_orm_execute
+        query = self._stored_rows() if hidden else sa.select(self.model).options(lazyload("*"))
+        query = query.where(self.id.in_(asked))
         if lock is not None:
             # Not what else the model loads: PostgreSQL locks no outer join, and the row alone is to be held.
             query = query.with_for_update(read=lock == "share", of=self.mapper.tables)
             query = query.execution_options(populate_existing=True)  # also what the session has seen before
-        if lock == "update":
-            query = query.where(dialect.step_1)
+            query = query.where(dialect.step_1 if lock == "update" else dialect.step_2)
         found = {}
-        for row in _loaded(session, query):
+        for row in self._loaded(session, query):
             client = self.client(row)
             if client.id in client_ids:
                 found[client.id] = client
@@ -155,10 +148,51 @@ class ClientRows:
 
     def page(self, session: Session, _: Dialect, after: Client | None) -> list[Client]:
         """Return the next clients in the order of their ids; none after the last."""
-        query: sa.Select[Any] = sa.select(self.model).order_by(self.id).limit(_PAGE).options(lazyload("*"))
+        hidden = session.dispatch.do_orm_execute
+        query = self._stored_rows() if hidden else sa.select(self.model).options(lazyload("*"))
+        query = query.order_by(self.id).limit(_PAGE)
         if after is not None:
             query = query.where(self.id > getattr(after.row, self._id))
-        return [self.client(row) for row in _loaded(session, query)]
+        return [self.client(row) for row in self._loaded(session, query)]
+
+    def _stored_rows(self) -> sa.Select[Any]:
+        """Return a query for all rows, also those that a listener of the host's hides from the ORM."""
+        mapper = self.mapper
+        query = sa.select(*(attribute.columns[0] for attribute in self._stored())).select_from(
+            mapper.selectable
+        )
+        if mapper.single and mapper.polymorphic_on is not None:
+            kinds = [kind.polymorphic_identity for kind in mapper.self_and_descendants]
+            query = query.where(mapper.polymorphic_on.in_(kinds))
+        return query
+
+    def _loaded(self, session: Session, query: sa.Select[Any]) -> Sequence[Any]:
+        """Load rows; a value that the model cannot read, and its error quotes, is an error of the mapping."""
+        try:
+            if not session.dispatch.do_orm_execute:
+                return session.scalars(query).all()
+            found = session.connection().execute(query).all()
+        except (LookupError, TypeError, ValueError):
+            raise sa.exc.InvalidRequestError("A column holds what the model cannot read.") from None
+        return [self._object(session, values) for values in found]
+
+    def _object(self, session: Session, values: sa.Row[Any]) -> Any:
+        """Return a row of the model's, as the ORM would have loaded it."""
+        loaded = {attribute.key: value for attribute, value in zip(self._stored(), values, strict=True)}
+        mapper = self.mapper
+        if mapper.polymorphic_on is not None:
+            kind = loaded[mapper.get_property_by_column(mapper.polymorphic_on).key]
+            mapper = mapper.polymorphic_map.get(kind, mapper)
+        row = mapper.class_manager.new_instance()
+        for name, value in loaded.items():
+            set_committed_value(row, name, value)
+        make_transient_to_detached(row)
+        return session.merge(row, load=False)
+
+    def _stored(self) -> list[ColumnProperty[Any]]:
+        """Return the attributes that the ORM loads with a row and that are columns."""
+        every = self.mapper.column_attrs
+        return [each for each in every if isinstance(each.columns[0], sa.Column) and not each.deferred]
 
     def client(self, row: Any) -> Client:
         """Return a loaded row as a client."""
@@ -166,6 +200,10 @@ class ClientRows:
         # PostgreSQL pads CHAR with blanks, which no id has.
         id = id.rstrip() if isinstance(self.id.type, (sa.CHAR, sa.NCHAR)) else id
         return Client(id, self.status.is_active(getattr(row, self.status.name)), row)
+
+    def owns(self, row: Any) -> bool:
+        """Whether that object is a row of a client."""
+        return isinstance(row, self.model)
 
     def values(self, client: Client, table: Any, columns: Collection[str]) -> list[Any]:
         """Return what a client's row has in columns of one of its tables, by their names there."""
@@ -180,9 +218,9 @@ class ClientRows:
         """
         tables = self.mapper.tables if action is Action.HARD else [self.status.column.table]
         found = sa.true() if action is Action.HARD else self.status.column
-        return [sa.select(found).select_from(table).where(*self._is(client, table)) for table in tables]
+        return [sa.select(found).select_from(table).where(*self.of_client(client, table)) for table in tables]
 
-    def _is(self, client: Client, table: Any) -> list[sa.ColumnElement[bool]]:
+    def of_client(self, client: Client, table: Any) -> list[sa.ColumnElement[bool]]:
         """Return what names a client's row in one of its tables."""
         if table is self.id.table:
             return [self.id == getattr(client.row, self._id)]
@@ -194,7 +232,7 @@ class ClientRows:
         """Set the status of a loaded row, to a value of the model's: validators and listeners may look."""
         value = self.status.value(active, dialect)
         if isinstance(value, sa.ColumnElement):
-            value = session.scalar(sa.select(sa.type_coerce(value, self.status.column.type)))
+            value = session.connection().scalar(sa.select(sa.type_coerce(value, self.status.column.type)))
         setattr(row, self.status.name, value)
 
     def is_as_wished(self, found: sa.Row[Any] | None, action: Action) -> bool:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from ...errors import ForeignError, RepositoryError
 from .dialects import Dialect, Verdict
+from .sessions import Sessions
 
 _T = TypeVar("_T")
 _REFUSALS = {Verdict.CONSTRAINT, Verdict.REFUSED, Verdict.MAPPING}
@@ -50,9 +51,10 @@ class Transactions:
             except sa.exc.SQLAlchemyError as error:
                 self._failed(tries, error)
 
-    def write(self, step: Callable[[Session], _T], client_id: str, *, alone: bool) -> _T:
-        """Take the step and commit; `alone` for a single statement, which is a transaction by itself.
+    def write(self, step: Callable[[Session], _T], client_id: str, sessions: Sessions, *, alone: bool) -> _T:
+        """Take the step in one of these sessions, and commit.
 
+        `alone` is for a single statement, which is a transaction by itself.
         Raises RefusedError where something forbids it.
         """
         tries, dialect = _Tries(), self.dialect
@@ -60,7 +62,7 @@ class Transactions:
             dialect.turns.take(client_id if dialect.locks_rows else "", turn)
             while True:
                 try:
-                    with dialect.transaction(self.engine, alone=alone) as session:
+                    with dialect.transaction(self.engine, sessions, alone=alone) as session:
                         done = step(session)
                         session.commit()
                         return done
@@ -118,7 +120,9 @@ class Transactions:
         if verdict is not Verdict.OUTDATED:
             return RepositoryError(_MESSAGES.get(verdict))
         lacks = ", ".join(_missing(self.engine, self.tables)) or "a table or a column"
-        return RepositoryError(f"The database lacks {lacks}: run db.create_all() or your migrations.")
+        return RepositoryError(
+            f"The database lacks {lacks}: make it as your app makes its tables, or migrate."
+        )
 
 
 class _Tries:

@@ -10,7 +10,7 @@ from .postgresql import PostgreSQL
 from .sqlite import SQLite
 from .standard import Dialect, Verdict
 
-__all__ = ["KNOWN", "Dialect", "Verdict", "dialect_of"]
+__all__ = ["Dialect", "Verdict", "dialect_of"]
 
 _DIALECTS: dict[str, type[Dialect]] = {
     "sqlite": SQLite,
@@ -18,13 +18,13 @@ _DIALECTS: dict[str, type[Dialect]] = {
     "mysql": MariaDB,  # as many a URL calls it
     "mariadb": MariaDB,
 }
-KNOWN: WeakKeyDictionary[sa.Engine, Dialect] = WeakKeyDictionary()
-"""The dialects of the engines that were seen: one object each, for it keeps locks and plans."""
+# One object for an engine, for it keeps locks and plans.
+_known: WeakKeyDictionary[sa.Engine, Dialect] = WeakKeyDictionary()
 
 
 def dialect_of(engine: sa.Engine) -> Dialect:
-    """Return the dialect of an engine, and make it known; raises ConfigurationError where there is none."""
+    """Return the dialect of an engine; raises ConfigurationError where there is none."""
     name = engine.dialect.name
     if name not in _DIALECTS:
         raise ConfigurationError(f"The order of steps is not proven on {name}; use {', '.join(_DIALECTS)}.")
-    return KNOWN.setdefault(engine, _DIALECTS[name](engine.dialect))
+    return _known.get(engine) or _known.setdefault(engine, _DIALECTS[name](engine.dialect))

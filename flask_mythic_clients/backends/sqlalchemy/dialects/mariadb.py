@@ -9,11 +9,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ....errors import ConfigurationError
+from ..sessions import Sessions, plain
 from .standard import WAIT, Dialect, Verdict
 
 # Before a statement, for that statement: how long it waits for a row, and for a table that a migration holds.
 _BOUNDED = f"SET STATEMENT innodb_lock_wait_timeout={WAIT}, lock_wait_timeout={WAIT} FOR "
-_STATEMENTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "REPLACE")
+_STATEMENTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "REPLACE", "SHOW")
 
 
 class MariaDB(Dialect):
@@ -38,13 +39,19 @@ class MariaDB(Dialect):
     }
 
     @contextmanager
-    def transaction(self, engine: sa.Engine, *, alone: bool = False) -> Iterator[Session]:  # noqa: ARG002
+    def transaction(
+        self,
+        engine: sa.Engine,
+        sessions: Sessions = plain,
+        *,
+        alone: bool = False,  # noqa: ARG002
+    ) -> Iterator[Session]:
         """Fulfil `Dialect.transaction`.
 
         Not by the engine's option: that asks four times, and reports a dead connection in the driver's
         own words. The second statement is for hosts in AUTOCOMMIT, for which SQLAlchemy does not roll back.
         """
-        with Session(engine, autoflush=False, expire_on_commit=False) as session:
+        with sessions(engine) as session:
             connection = session.connection()
             if not getattr(connection.dialect, "is_mariadb", True):
                 raise ConfigurationError("The order of steps is not proven on MySQL; use MariaDB.")
@@ -65,12 +72,12 @@ class MariaDB(Dialect):
     ) -> list[sa.Row[Any]]:
         """Fulfil `Dialect.stamp`."""
         lock = sa.select(ledger.c.id).where(where).order_by(ledger.c.id).with_for_update()
-        ids = list(session.scalars(lock))
+        ids = list(session.connection().scalars(lock))
         if not ids:
             return []
         by_id = ledger.c.id.in_(ids)
-        session.execute(sa.update(ledger).where(by_id).values({column: self.now}))
-        return list(session.execute(sa.select(ledger).where(by_id).order_by(ledger.c.id)))
+        session.connection().execute(sa.update(ledger).where(by_id).values({column: self.now}))
+        return list(session.connection().execute(sa.select(ledger).where(by_id).order_by(ledger.c.id)))
 
     def time_for(self, type_: Any) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.time_for`: a TIMESTAMP is kept in UTC, and written in the session's zone."""

@@ -101,7 +101,7 @@ class PostgreSQL(Dialect):
 
     def finish(self, session: Session) -> None:
         """Fulfil `Dialect.finish`."""
-        session.execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
+        session.connection().execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
 
     def _reached(self, table: Any) -> sa.Select[Any]:
         """Find the tables that refer to one: by the internal triggers, which carry out foreign keys."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from ..sessions import Sessions, plain
 from .standard import WAIT, Dialect, Verdict
 
 _TIME = "%Y-%m-%d %H:%M:%f000"  # as SQLAlchemy writes a DateTime; its clock knows milliseconds
@@ -26,7 +27,13 @@ class SQLite(Dialect):
     }
 
     @contextmanager
-    def transaction(self, engine: sa.Engine, *, alone: bool = False) -> Iterator[Session]:  # noqa: ARG002
+    def transaction(
+        self,
+        engine: sa.Engine,
+        sessions: Sessions = plain,
+        *,
+        alone: bool = False,  # noqa: ARG002
+    ) -> Iterator[Session]:
         """Fulfil `Dialect.transaction`; it has but one isolation.
 
         Foreign keys are enforced, and no lock is waited for longer than elsewhere: both are properties of
@@ -46,7 +53,7 @@ class SQLite(Dialect):
             driver.execute("PRAGMA foreign_keys = ON")
             driver.execute(f"PRAGMA busy_timeout = {WAIT * 1000}")
             try:
-                with Session(connection, autoflush=False, expire_on_commit=False) as session:
+                with sessions(connection) as session:
                     yield session
             finally:
                 if not connection.invalidated:
@@ -59,7 +66,7 @@ class SQLite(Dialect):
 
     def lock(self, session: Session, ledger: sa.Table) -> None:
         """Fulfil `Dialect.lock`: a reader that becomes a writer fails."""
-        session.execute(sa.update(ledger).where(ledger.c.id == 0).values(actor=""))  # no such
+        session.connection().execute(sa.update(ledger).where(ledger.c.id == 0).values(actor=""))  # no such
 
     def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.ago`."""

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ....entries import EntryRule
+from ..sessions import Sessions, plain
 from .turns import Turns
 
 # How long a row that another holds is waited for, in seconds; whoever waits longer gets a 503. Each who waits
@@ -66,15 +67,19 @@ class Dialect:
         self.sqlalchemys = sqlalchemys
         self.plans: WeakKeyDictionary[EntryRule, dict[Any, Any]] = WeakKeyDictionary()
         self.turns = Turns()
+        self.ledgers: dict[str, str] = {}
+        """The names of the ledgers there, and of the tables whose clients they record."""
 
     @contextmanager
-    def transaction(self, engine: sa.Engine, *, alone: bool = False) -> Iterator[Session]:
+    def transaction(
+        self, engine: sa.Engine, sessions: Sessions = plain, *, alone: bool = False
+    ) -> Iterator[Session]:
         """Open a session at our isolation, whatever the host's default is; `alone` for a single statement.
 
         Whatever is raised rolls back.
         """
         engine = engine.execution_options(isolation_level="AUTOCOMMIT" if alone else "READ COMMITTED")
-        with Session(engine, autoflush=False, expire_on_commit=False) as session:
+        with sessions(engine) as session:
             try:
                 yield session
             except BaseException:
@@ -91,7 +96,7 @@ class Dialect:
     ) -> list[sa.Row[Any]]:
         """Lock the records, stamp them with the database's time, and return them as they are then."""
         update = sa.update(ledger).where(where, self.step_2).values({column: self.now}).returning(ledger)
-        return sorted(session.execute(update), key=attrgetter("id"))
+        return sorted(session.connection().execute(update), key=attrgetter("id"))
 
     def time_for(self, type_: Any) -> sa.ColumnElement[Any]:  # noqa: ARG002
         """Return the database's time as a column of the host's keeps it: in UTC, without a zone."""
