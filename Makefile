@@ -5,9 +5,13 @@ ARGS ?=
 # Two at a time, each class or file on one side; not the campaigns, which measure times and load.
 SIDE_BY_SIDE = -n 2 --dist loadscope
 
+# Those that are tried beside the oldest, 3.11.
+LATER_PYTHONS = 3.12 3.13 3.14
+
 .DEFAULT_GOAL := help
 CAMPAIGNS = interleavings kills outages crowds stateful hostile-input keys-under-attack
-.PHONY: help run test quick test-sqlalchemy-2.0 check clean mutation $(CAMPAIGNS:%=campaign-%)
+.PHONY: help run test quick test-lowest test-pythons check clean mutation
+.PHONY: $(CAMPAIGNS:%=campaign-%) $(LATER_PYTHONS:%=test-python-%)
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -23,13 +27,21 @@ else
 	$(VENV)/bin/python -m pytest $(ARGS)
 endif
 
+QUICK = -m pytest $(SIDE_BY_SIDE) --quick -q -rfE tests/unit tests/contract tests/integration
 quick: check ## Lint, types, layers, and the tests on SQLite and in memory, in under a minute
-	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) --quick -q -rfE tests/unit tests/contract tests/integration $(ARGS)
+	$(VENV)/bin/python $(QUICK) $(ARGS)
 
-test-sqlalchemy-2.0: ## Run the tests that touch a database on SQLAlchemy 2.0
-	$(MAKE) VENV=$(VENV)-sqlalchemy-2.0 $(VENV)-sqlalchemy-2.0/installed-dev
-	$(VENV)-sqlalchemy-2.0/bin/python -m pip install --quiet --disable-pip-version-check 'sqlalchemy>=2.0.28,<2.1'
-	$(VENV)-sqlalchemy-2.0/bin/python -m pytest $(SIDE_BY_SIDE) tests/contract/test_repositories.py tests/integration -k "not valkey" $(ARGS)
+# Only the oldest Python will do: some of the lowest versions have no wheels for a later one, or fail on it.
+test-lowest: ## Run the unit tests and those that touch a database on the lowest versions that setup.cfg allows
+	$(MAKE) VENV=$(VENV)-lowest $(VENV)-lowest/installed-lowest \
+	    PYTHON="$(or $(call found,3.11),$(error Python 3.11 is neither on PATH nor known to pyenv or uv))"
+	$(VENV)-lowest/bin/python -m pytest $(SIDE_BY_SIDE) -k "not valkey" $(ARGS) \
+	    tests/unit tests/contract/test_repositories.py tests/integration
+
+test-pythons: $(LATER_PYTHONS:%=test-python-%) ## Run the quick tests on each later Python that is found
+$(LATER_PYTHONS:%=test-python-%): test-python-%:
+	$(if $(call found,$*),$(MAKE) VENV=$(VENV)-$* $(VENV)-$*/installed-dev PYTHON="$(call found,$*)")
+	$(if $(call found,$*),$(VENV)-$*/bin/python $(QUICK) $(ARGS),@echo "Python $* is not found, so it is not tried.")
 
 campaign-interleavings: ## Every interleaving of two and three operations, with every fault (SIZE=3)
 campaign-kills: ## kill -9 at every named moment, and at random ones under load (SIZE=1000)
@@ -50,10 +62,39 @@ check: $(VENV)/installed-dev ## Lint, types, layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-clean: ## Remove the virtual environment and the example's data
-	rm -rf $(VENV) $(VENV)-sqlalchemy-2.0 instance mutants
+clean: ## Remove the virtual environments and the example's data
+	rm -rf $(VENV) $(VENV)-lowest $(LATER_PYTHONS:%=$(VENV)-%) instance mutants
 
 $(VENV)/installed-%: setup.cfg pyproject.toml
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(made)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
+
+# What stands above the extra dev is pinned: `name>=1` as `name==1`. Of dev are left out the tools that these tests
+# do without; import-linter, mutmut and schemathesis want a newer click or pytest.
+$(VENV)/installed-lowest: setup.cfg pyproject.toml
+	$(made)
+	sed -nE '/^dev =/q; s/^.*[ =]([a-z-]+)(\[[a-z]+\])?>=/\1==/p' setup.cfg | tee $(VENV)/lowest.txt
+	sed -nE '/^dev =/,/^$$/ s/^    ([a-z].*)/\1/p' setup.cfg \
+	    | grep -vE '^(gunicorn|import-linter|mutmut|mypy|pyright|pytest-cov|ruff|schemathesis)' >$(VENV)/hosts.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/lowest.txt \
+	    --requirement $(VENV)/hosts.txt --editable '.[example,mariadb,postgresql,testing]'
+	touch $@
+
+# Makes the venv, unless there is one of use: an old Python, or an interrupted run, leaves one that is not.
+made = $(if $(call suits,$(VENV)/bin/python,pip),,$(refused) \
+    $(PYTHON) -m venv$(if $(wildcard $(VENV)/pyvenv.cfg), --clear) $(VENV))
+
+# Ends make where PYTHON cannot make it: on an older one pip would look for minutes for releases that suit it.
+refused = $(if $(call suits,$(PYTHON),sys),,$(error $(too_old)))$(if $(call suits,$(PYTHON),ensurepip),,$(error $(no_pip)))
+too_old = $(PYTHON) is $(or $(version:%=Python %),not found); 3.11 or later is needed: \
+    PYTHON=python3.12 make $(MAKECMDGOALS)
+no_pip = $(PYTHON) has no ensurepip, so it can make no venv; on Debian: apt install python$(version)-venv
+version = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# "yes" where the program is Python 3.11 or later, and has the module.
+suits = $(shell $(1) -c 'import sys, $(2); print("yes" if sys.version_info >= (3, 11) else "")' 2>/dev/null)
+
+# A Python of the version that runs: on PATH, where a shim of pyenv may not, or as pyenv or uv keeps it.
+found = $(shell for python in \
+    python$(1) "$$(pyenv prefix $(1))/bin/python$(1)" "$$(uv python find --system $(1))"; do \
+    "$$python" -c '' && echo "$$python" && break; done 2>/dev/null)

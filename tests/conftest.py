@@ -1,10 +1,13 @@
 """The stores the tests run on: every database and every key-value store, real and throwaway."""
 
+import functools
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click.testing
 import pytest
 import redis
 import sqlalchemy as sa
@@ -16,6 +19,12 @@ from .hosts import KeyValue
 from .servers import START, Server, ServerUnavailableError
 
 pytest_plugins = ["pytester"]
+
+if "mix_stderr" in inspect.signature(click.testing.CliRunner).parameters:
+    # Before 8.2 click's runner mixed stderr into stdout unless told otherwise.
+    click.testing.CliRunner.__init__ = functools.partialmethod(
+        click.testing.CliRunner.__init__, mix_stderr=False
+    )
 
 FindServer = Callable[[str], Server]
 

@@ -1,5 +1,6 @@
 """The commands: data on stdout, messages on stderr, and an exit code for each outcome."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,12 @@ from tests.hosts import Gate, Host, contents, mounting
 
 KEYS = ("client:acme", "publishable_key:pk-acme")
 DONE, REFUSED, USAGE, NO_ANSWER = 0, 1, 2, 3
+
+# Such a runner shows on stdout what is typed, and asks for ever where nobody types.
+typing_needs_click_8_2 = pytest.mark.skipif(
+    "mix_stderr" in inspect.signature(click.testing.CliRunner).parameters,
+    reason="before 8.2 click's runner does not type as a terminal does",
+)
 
 
 @pytest.fixture
@@ -131,6 +138,7 @@ class TestDelete:
         assert _run(host, "delete", "acme").exit_code == DONE
         assert host.records("acme")[0].actor == "cli"
 
+    @typing_needs_click_8_2
     def test_hard_needs_the_id_typed(self, host: Host, store: MemoryStore) -> None:
         result = _run(host, "delete", "--hard", "acme", typed="acme\n")
         assert (result.exit_code, result.stdout) == (DONE, "")
@@ -138,6 +146,7 @@ class TestDelete:
         assert _status(host) is None
         assert [store.get(key) for key in KEYS] == [None, None]
 
+    @typing_needs_click_8_2
     @pytest.mark.parametrize("typed", ["y\n", "yes\n", "Acme\n", "acme2\n", None, ""])
     def test_another_id_or_none_removes_nothing(self, host: Host, store: MemoryStore, typed: str) -> None:
         before = contents(host, store, *KEYS)

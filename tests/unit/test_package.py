@@ -1,6 +1,8 @@
 """What a wheel and a source distribution hold."""
 
 import configparser
+import email
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def config() -> configparser.ConfigParser:
+    """What setup.cfg says."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +58,30 @@ def test_the_sdist_holds_the_tests_and_the_example(built: Path) -> None:
     assert not any(name.endswith(".pyc") for name in names)
 
 
-def test_requirements_have_lower_bounds_only() -> None:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
+def test_the_metadata_tells_the_licence_the_pythons_and_the_extra_for_tests(
+    built: Path, config: configparser.ConfigParser
+) -> None:
+    [wheel] = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    assert metadata["License-Expression"] == "MIT"
+    # A classifier beside the expression would be refused by PyPI.
+    classifiers = metadata.get_all("Classifier", [])
+    assert not [classifier for classifier in classifiers if classifier.startswith("License")]
+    pythons = re.findall(
+        r"^Programming Language :: Python :: (3\.\d+)$", "\n".join(classifiers), re.MULTILINE
+    )
+    [later] = re.findall(r"^LATER_PYTHONS = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert pythons == [config["options"]["python_requires"].removeprefix(">="), *later.split()]
+    requirements = metadata.get_all("Requires-Dist", [])
+    assert [line for line in requirements if 'extra == "testing"' in line] == [
+        f'{config["options.extras_require"]["testing"]}; extra == "testing"'
+    ]
+
+
+def test_requirements_have_lower_bounds_only(config: configparser.ConfigParser) -> None:
     requirements = config["options"]["install_requires"].split("\n")
-    for extra in ("postgresql", "mariadb", "example", "dev"):
-        requirements += config["options.extras_require"][extra].split("\n")
+    for extra in config["options.extras_require"].values():
+        requirements += extra.split("\n")
     assert not [line for line in requirements if "<" in line or "==" in line.partition(";")[0] or "~" in line]
