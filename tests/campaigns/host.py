@@ -4,41 +4,49 @@ A moment is the time just before or just after a statement, a commit or a call o
 request that gets through answers with the moments it came through, in `X-Moments`.
 """
 
-import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 from flask import Flask, Response, g, request
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.orm import Mapped, mapped_column
 
 from flask_mythic_clients import ClientNotFoundError, MythicClients, StoreError
 from flask_mythic_clients.backends.redis import RedisStore
-from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
+from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.ports import KeyValueStore
-
-KV_KEYS = ["client:{id}", "publishable_key:{publishable_key}"]
+from tests.integration import scene
+from tests.integration.scene import KV_KEYS, OURS, Told
 
 db = SQLAlchemy()
 
+# The kinds of client, each with a table and a ledger of its own: ours, and others by how they tell a status.
+# On the watched ones there are listeners, so that they go through the unit of work.
+KINDS = {
+    "clients": OURS,
+    "times": Told("time"),
+    "words": Told("text"),
+    "watched_times": Told("time", "listeners"),
+    "watched_words": Told("text", "listeners"),
+}
+MODELS = {kind: told.map(db, kind) for kind, told in KINDS.items()}
+LEDGERS = {kind: "client_deletions" if kind == "clients" else f"{kind}_deletions" for kind in KINDS}
+REPOSITORIES = {
+    kind: SQLAlchemyRepository(db, MODELS[kind], status=told.status, ledger=LEDGERS[kind])
+    for kind, told in KINDS.items()
+}
+document = partial(scene.document, name="")
 
-class Client(ClientMixin, db.Model):  # type: ignore[name-defined,misc]
-    """A client whose second entry only the host knows."""
 
-    __tablename__ = "clients"
-    publishable_key: Mapped[str | None] = mapped_column(sa.String(64))
-
-
-repository = SQLAlchemyRepository(db, Client)
-
-
-def document(id: str, status: bool) -> str:
-    """Return the value of `client:{id}`."""
-    return json.dumps({"id": id, "name": "", "status": status})
+def kind_of(client_id: str) -> str:
+    """Return a client's kind, which its id ends with: `gone-7-times`; `clients` where it does not."""
+    kind = client_id.rpartition("-")[2]
+    return kind if kind in KINDS else "clients"
 
 
 def kill() -> None:
@@ -71,16 +79,21 @@ class MomentStore:
 def create_app() -> Flask:
     """Return the host on the stores that DATABASE_URL and REDIS_URL name; the tables are there already."""
     app = Flask(__name__)
+    settings = {
+        "ADMIN_KEYS": {"campaign": os.environ["ADMIN_KEY_DIGEST"]},
+        "KV_KEYS": KV_KEYS,
+        "VERIFY_AFTER": int(os.environ.get("VERIFY_AFTER", "60")),
+    }
+    app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE_URL"]
     app.config.update(
-        SQLALCHEMY_DATABASE_URI=os.environ["DATABASE_URL"],
-        MYTHIC_CLIENTS_ADMIN_KEYS={"campaign": os.environ["ADMIN_KEY_DIGEST"]},
-        MYTHIC_CLIENTS_KV_KEYS=KV_KEYS,
-        MYTHIC_CLIENTS_VERIFY_AFTER=int(os.environ.get("VERIFY_AFTER", "60")),
+        {f"MYTHIC_{kind}_{name}".upper(): settings[name] for kind in KINDS for name in settings}
     )
     db.init_app(app)
     store = MomentStore(RedisStore.from_url(os.environ["REDIS_URL"]))
-    clients = MythicClients(repository=repository, kv=store)
-    clients.init_app(app)
+    clients = {
+        kind: MythicClients(app, repository=repository, kv=store, name=kind)
+        for kind, repository in REPOSITORIES.items()
+    }
     with app.app_context():
         _watch(db.engine)
 
@@ -106,13 +119,12 @@ def create_app() -> Flask:
 
     @app.post("/restore/<client_id>")
     def restore(client_id: str) -> Any:
-        clients.service.restore(client_id, actor="campaign")
+        clients[kind_of(client_id)].service.restore(client_id, actor="campaign")
         return {"restored": client_id}
 
-    @app.post("/reconcile")
-    def reconcile() -> Any:
-        done = clients.service.reconcile()
-        return {"settled": done.settled, "verified": done.verified, "failed": done.failed}
+    @app.post("/reconcile/<kind>")
+    def reconcile(kind: str) -> Any:
+        return asdict(clients[kind].service.reconcile())
 
     @app.post("/die/<int:milliseconds>")
     def die(milliseconds: int) -> Any:

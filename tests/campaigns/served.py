@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import sqlalchemy as sa
 from flask_mythic_clients.auth import digest
 
 from ..hosts import ADMIN_KEY
-from .host import Client, db, document
+from .host import KINDS, LEDGERS, db, document, kind_of
 
 ROOT = Path(__file__).parents[2]
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}", "Content-Type": "application/json"}
@@ -79,10 +80,10 @@ class Served:
     ) -> Answer:
         """Send `soft`, `hard` or `restore` for a client; on the connection given, or on one of its own."""
         method, path = {
-            "soft": ("DELETE", f"/api/v1/clients/{client_id}"),
-            "hard": ("DELETE", f"/api/v1/clients/{client_id}?hard=true"),
+            "soft": ("DELETE", f"/api/v1/{kind_of(client_id)}/{client_id}"),
+            "hard": ("DELETE", f"/api/v1/{kind_of(client_id)}/{client_id}?hard=true"),
             "restore": ("POST", f"/restore/{client_id}"),
-            "reconcile": ("POST", "/reconcile"),
+            "reconcile": ("POST", f"/reconcile/{kind_of(client_id)}"),  # all clients of that one's kind
         }[action]
         own = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         began = time.monotonic()
@@ -247,6 +248,11 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
+def _by_kind(ids: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Give each kind that there is, with its clients."""
+    return ((kind, list(those)) for kind, those in groupby(sorted(ids, key=kind_of), kind_of))
+
+
 class Eyes:
     """Both stores, seen past the host: it makes the tables and the clients, and compares what is there."""
 
@@ -255,9 +261,11 @@ class Eyes:
         timeout = {"timeout": 30} if database_url.startswith("sqlite") else {}
         self.engine = sa.create_engine(database_url, pool_pre_ping=True, connect_args=timeout)
         self.redis = redis.Redis.from_url(redis_url, decode_responses=True)
-        self.clients = Client.__table__
-        self.ledger = db.metadata.tables["client_deletions"]
+        self.clients = {kind: db.metadata.tables[kind] for kind in KINDS}
+        self.ledgers = {kind: db.metadata.tables[LEDGERS[kind]] for kind in KINDS}
+        self.ledger = sa.union_all(*map(sa.select, self.ledgers.values())).subquery()  # for the eyes alone
         self.ids: list[str] = []
+        self.kinds: set[str] = set()  # of which there were clients
 
     def prepare(self) -> None:
         """Make the tables."""
@@ -270,9 +278,12 @@ class Eyes:
 
     def add(self, ids: Sequence[str], *, status: bool = True) -> None:
         """Insert clients, with both of their entries."""
-        rows = [{"id": id, "name": "", "status": status, "publishable_key": f"pk-{id}"} for id in ids]
+        self.kinds.update(map(kind_of, ids))
         with self.engine.begin() as connection:
-            connection.execute(sa.insert(self.clients), rows)
+            for kind, those in _by_kind(ids):
+                row = {"name": "", "status": KINDS[kind].writes(status)}
+                rows = [{"id": id, "publishable_key": f"pk-{id}", **row} for id in those]
+                connection.execute(sa.insert(self.clients[kind]), rows)
         pipeline = self.redis.pipeline(transaction=False)
         for id in ids:
             pipeline.set(f"client:{id}", document(id, status))
@@ -286,30 +297,32 @@ class Eyes:
         So an outage of the key-value store leaves them; with `settled_at`, so does a slow reader.
         """
         self.add(ids)
-        rows = [
-            {
-                "client_id": id,
-                "action": action,
-                "actor": "campaign",
-                "kv_keys": [f"client:{id}", f"publishable_key:pk-{id}"],
-                "requested_at": datetime.now(UTC),
-                **times,
-            }
-            for id in ids
-        ]
-        change: Any = (
-            sa.delete(self.clients) if action == "hard" else sa.update(self.clients).values(status=False)
-        )
-        with self.engine.begin() as connection:
-            connection.execute(change.where(self.clients.c.id.in_(ids)))
-            connection.execute(sa.insert(self.ledger), rows)
+        for kind, those in _by_kind(ids):
+            rows = [
+                {
+                    "client_id": id,
+                    "action": action,
+                    "actor": "campaign",
+                    "kv_keys": [f"client:{id}", f"publishable_key:pk-{id}"],
+                    "requested_at": datetime.now(UTC),
+                    **times,
+                }
+                for id in those
+            ]
+            clients = self.clients[kind]
+            off = sa.update(clients).values(status=KINDS[kind].writes(False))
+            change: Any = sa.delete(clients) if action == "hard" else off
+            with self.engine.begin() as connection:
+                connection.execute(change.where(clients.c.id.in_(those)))
+                connection.execute(sa.insert(self.ledgers[kind]), rows)
 
     def statuses(self) -> dict[str, bool]:
         """Return id → status of the rows that are there."""
         with self.engine.connect() as connection:
             return {
-                id: bool(status)
-                for id, status in connection.execute(sa.select(self.clients.c.id, self.clients.c.status))
+                id: KINDS[kind].reads(status)
+                for kind in self.kinds
+                for id, status in connection.execute(sa.select(self.clients[kind].c["id", "status"]))
             }
 
     def pending(self) -> int:

@@ -4,18 +4,22 @@ import json
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from itertools import cycle
 from typing import Any
 
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.orm import Mapped, mapped_column
 
 from flask_mythic_clients.backends.redis import RedisStore
-from flask_mythic_clients.backends.sqlalchemy import ClientMixin
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin, Status
 from flask_mythic_clients.model import Action, Reconciliation
 from flask_mythic_clients.ports import KeyValueStore
 from tests.hosts import Host, KeyValue, make_host
+
+from .test_status_kinds import KINDS
 
 KV_KEYS = ["client:{id}", "publishable_key:{publishable_key}"]
 # What stands before our statements on MariaDB: how long each may wait for a row, and for a table.
@@ -54,6 +58,60 @@ class Tap:
         return found
 
 
+@dataclass(frozen=True)
+class Told:
+    """How a model tells that its client is active, and by which path step 1 goes; by default as ours does.
+
+    It reads a status by what the tests want to stand there, not by what the package makes of it.
+    """
+
+    kind: str = "Boolean"
+    path: str = "statement"
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.path}".replace(" ", "-")
+
+    def map(self, db: SQLAlchemy, table: str = "clients") -> Any:
+        """Make a model with a key of its own, whose entry only the host knows."""
+
+        def entry_values(row: Any) -> dict[str, str]:
+            return {f"client:{row.id}": document(row.id, self.reads(row.status), row.name)}
+
+        attributes = {"publishable_key": sa.Column(sa.String(64)), "entry_values": entry_values}
+        if self.kind != "Boolean":  # which is the mixin's
+            attributes["status"] = KINDS[self.kind][0]._copy()
+        model = type(table.title(), (ClientMixin, db.Model), {"__tablename__": table, **attributes})
+        for event in ("before_update", "before_delete") if self.path == "listeners" else ():
+            sa.event.listen(model, event, lambda *_: None)
+        return model
+
+    @property
+    def status(self) -> str | Status:
+        """What the package is told."""
+        status = KINDS[self.kind][1]
+        return replace(status, column="status") if isinstance(status, Status) else "status"
+
+    def writes(self, active: bool) -> Any:
+        """Return the value of an active client, or of a deleted one."""
+        _, _, actives, deleted = KINDS[self.kind]
+        return actives[0] if active else deleted
+
+    def reads(self, value: Any) -> bool:
+        """Whether the value is an active client's; one that is nobody's fails the test."""
+        value = value.rstrip() if isinstance(value, str) else value  # PostgreSQL pads CHAR with blanks
+        if value == self.writes(True):
+            return True
+        deleted = self.writes(False)
+        assert value == deleted or (isinstance(value, datetime) and isinstance(deleted, datetime)), value
+        return False
+
+
+OURS = Told()
+# A sample: a time and a text by both paths, to take turns; and every kind, by the one or the other.
+SOME = [Told(kind, path) for kind in ("time", "text") for path in ("statement", "listeners")]
+EVERY = [Told(kind, path) for kind, path in zip(KINDS, cycle(("listeners", "statement")), strict=False)]
+
+
 @dataclass
 class Scene:
     """One host, and independent eyes on both of its stores."""
@@ -62,10 +120,11 @@ class Scene:
     tap: Tap
     raw: Any
     url: str
+    told: Told = OURS
 
     def add(self, id: str = "acme") -> None:
         """Insert a client, with its entries."""
-        self.host.add(id=id, name="Acme", publishable_key=f"pk-{id}")
+        self.host.add(id=id, name="Acme", publishable_key=f"pk-{id}", status=self.told.writes(True))
         self.cache(id, status=True)
 
     def cache(self, id: str = "acme", *, status: bool) -> None:
@@ -79,9 +138,10 @@ class Scene:
 
     def status(self, id: str = "acme") -> bool | None:
         """Read the row's status on a connection of its own; None when the row is gone."""
+        clients = self.host.model.__table__
         with self.second_connection() as connection:
-            found = connection.scalar(sa.text("SELECT status FROM clients WHERE id = :id"), {"id": id})
-        return None if found is None else bool(found)
+            row = connection.execute(sa.select(clients.c.status).where(clients.c.id == id)).first()
+        return None if row is None else self.told.reads(row.status)
 
     def act(self, action: Action, id: str = "acme") -> None:
         """Do what the action says, as a host's job would."""
@@ -114,10 +174,14 @@ class Scene:
     @contextmanager
     def second_connection(self) -> Iterator[sa.Connection]:
         """Connect independently of the host, and wait for no lock."""
-        at_once = {"timeout": 0} if self.url.startswith("sqlite") else {}
-        engine = sa.create_engine(self.url, poolclass=sa.NullPool, connect_args=at_once)
-        with engine.connect() as connection:
+        with self.engine.connect() as connection:
             yield connection
+
+    @cached_property
+    def engine(self) -> sa.Engine:
+        """What the eyes see the database through: kept, for a connection to MariaDB takes PyMySQL long."""
+        at_once = {"timeout": 0} if self.url.startswith("sqlite") else {}
+        return sa.create_engine(self.url, connect_args=at_once)
 
     @property
     def kind(self) -> str:
@@ -125,26 +189,23 @@ class Scene:
         return sa.make_url(self.url).get_backend_name()
 
 
-def document(id: str, status: bool) -> str:
+def document(id: str, status: bool, name: str = "Acme") -> str:
     """Return the value of `client:{id}`."""
-    return json.dumps({"id": id, "name": "Acme", "status": status})
+    return json.dumps({"id": id, "name": name, "status": status})
 
 
 @contextmanager
-def make_scene(url: str, kv: KeyValue, **options: Any) -> Iterator[Scene]:
-    """Mount the package on a model with a key of its own, whose entry only the host knows."""
-    db = SQLAlchemy()
-
-    class Client(ClientMixin, db.Model):  # type: ignore[name-defined,misc]
-        __tablename__ = "clients"
-        publishable_key: Mapped[str | None] = mapped_column(sa.String(64))
-
-    tap = Tap(kv.store)
+def make_scene(url: str, kv: KeyValue, told: Told = OURS, **options: Any) -> Iterator[Scene]:
+    """Mount the package on a model that tells its status so."""
+    db, tap = SQLAlchemy(), Tap(kv.store)
     options = {"config": CONFIG, **options}
-    host = make_host(url, tap, db=db, model=Client, **options)
+    model, columns = told.map(db), {"status": told.status}
+    host = make_host(url, tap, db=db, model=model, columns=columns, **options)  # type: ignore[arg-type]
+    scene = Scene(host, tap, kv.raw, url, told)
     try:
-        yield Scene(host, tap, kv.raw, url)
+        yield scene
     finally:
+        scene.engine.dispose()
         host.close()
 
 

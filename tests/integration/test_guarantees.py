@@ -16,7 +16,7 @@ from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue
 
-from .scene import AWAY, CONFIG, Scene, hung_server, make_scene
+from .scene import AWAY, CONFIG, OURS, SOME, Scene, hung_server, make_scene
 
 THREADS = 16
 # As a foreign key does that is inserted; on SQLite a write, for it has one lock.
@@ -28,9 +28,11 @@ READ_TO_SHARE = {
 
 
 @pytest.fixture
-def scene(database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Scene]:
+def scene(
+    request: pytest.FixtureRequest, database_url: str, empty_kv: Callable[[str], KeyValue]
+) -> Iterator[Scene]:
     """Client `acme`, on each database."""
-    with make_scene(database_url, empty_kv("either")) as scene:
+    with make_scene(database_url, empty_kv("either"), getattr(request, "param", OURS)) as scene:
         scene.add()
         yield scene
 
@@ -152,7 +154,12 @@ def test_a_reconcile_repeated_does_nothing(scene: Scene) -> None:
     assert scene.tap.calls == 2
 
 
-@pytest.mark.parametrize("query", ["", "?hard=true"])
+@pytest.mark.parametrize(
+    ("scene", "query"),
+    [(OURS, ""), (OURS, "?hard=true"), (SOME[0], ""), (SOME[3], "")],
+    indirect=["scene"],
+    ids=str,
+)
 def test_equal_requests_at_once_have_one_effect(scene: Scene, query: str) -> None:
     announced = []
     start = threading.Barrier(THREADS)
@@ -185,7 +192,7 @@ def test_the_session_of_the_host_is_left_alone(scene: Scene, action: Action) -> 
         other = scene.host.model(id="other")
         db.session.add(other)
         for event in ("before_flush", "before_commit", "after_rollback", "after_begin"):
-            sa.event.listen(db.session, event, lambda *_, event=event: touched.append(event))
+            sa.event.listen(db.session(), event, lambda *_, event=event: touched.append(event))
         scene.act(action)
         scene.host.clients.service.reconcile()
         assert touched == []

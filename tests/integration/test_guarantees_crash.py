@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,15 +17,17 @@ from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue
 
-from .scene import AWAY, CONFIG, Crash, Scene, crash, make_scene, nothing
+from .scene import AWAY, CONFIG, EVERY, OURS, SOME, Crash, Scene, crash, make_scene, nothing
 
 DONE = {Action.SOFT: False, Action.HARD: None, Action.RESTORE: True}
 
 
 @pytest.fixture
-def scene(database_url: str, empty_kv: Callable[[str], KeyValue], action: Action) -> Iterator[Scene]:
+def scene(
+    request: pytest.FixtureRequest, database_url: str, empty_kv: Callable[[str], KeyValue], action: Action
+) -> Iterator[Scene]:
     """Client `acme`, in the state that the action changes."""
-    with make_scene(database_url, empty_kv("either")) as scene:
+    with make_scene(database_url, empty_kv("either"), getattr(request, "param", OURS)) as scene:
         scene.add()
         if action is Action.RESTORE:
             scene.act(Action.SOFT)
@@ -123,8 +126,19 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
-@pytest.mark.parametrize("action", Action)
+SWITCHES = [Action.SOFT, Action.RESTORE]  # what writes a status
+CASES = [
+    *((*case, OURS) for case in product(Action, MOMENTS)),
+    *((*case, SOME[n % len(SOME)]) for n, case in enumerate(product(SWITCHES, MOMENTS))),
+]
+
+
+@pytest.mark.parametrize(
+    ("action", "moment", "scene"),
+    CASES,
+    indirect=["scene"],
+    ids=lambda value: getattr(value, "__name__", f"{value}"),
+)
 def test_reconcile_alone_repairs_a_crash(
     scene: Scene, action: Action, moment: Callable[[Scene], Iterator[None]]
 ) -> None:
@@ -142,7 +156,12 @@ def test_reconcile_alone_repairs_a_crash(
         assert scene.agrees()
 
 
-@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize(
+    ("action", "scene"),
+    [*product(Action, [OURS]), *product([Action.RESTORE], EVERY)],
+    indirect=["scene"],
+    ids=str,
+)
 def test_reconcile_alone_repairs_an_outage_of_the_kv_store(scene: Scene, action: Action) -> None:
     scene.tap.store, real = AWAY, scene.tap.store
     with pytest.raises(StoreError):

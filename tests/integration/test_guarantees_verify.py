@@ -14,13 +14,15 @@ from flask_mythic_clients import StoreError
 from flask_mythic_clients.model import Action, Reconciliation
 from tests.hosts import KeyValue
 
-from .scene import AWAY, Scene, document, make_scene
+from .scene import AWAY, OURS, SOME, Scene, document, make_scene
 
 
 @pytest.fixture
-def scene(database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Scene]:
+def scene(
+    request: pytest.FixtureRequest, database_url: str, empty_kv: Callable[[str], KeyValue]
+) -> Iterator[Scene]:
     """Client `acme`, on each database."""
-    with make_scene(database_url, empty_kv("either")) as scene:
+    with make_scene(database_url, empty_kv("either"), getattr(request, "param", OURS)) as scene:
         scene.add()
         yield scene
 
@@ -68,6 +70,7 @@ def test_one_entry_that_came_back_is_one_warning_also_after_two_deletions(
     assert len(_warnings(caplog)) == 1
 
 
+@pytest.mark.parametrize("scene", [OURS, *SOME[1:3]], indirect=True, ids=str)
 def test_the_old_value_that_a_slow_reader_put_back_is_overwritten_with_the_current_one(scene: Scene) -> None:
     scene.act(Action.SOFT)
     scene.cache(status=True)
