@@ -44,7 +44,7 @@ class TestAWrongArgument:
     def test_a_session_is_no_flask_sqlalchemy(self) -> None:
         db = SQLAlchemy()
         model: Any = type("Client", (ClientMixin, db.Model), {})
-        with pytest.raises(ConfigurationError, match="Pass the Flask-SQLAlchemy object"):
+        with pytest.raises(ConfigurationError, match=r"db takes your app.s object of Flask-SQLAlchemy"):
             SQLAlchemyRepository(db.session, model)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("wrong", [dict, "Client", 7])
