@@ -114,6 +114,21 @@ class TestDependentRows:
         planted.run("INSERT INTO visits VALUES ('acme', 'Acme')")
         planted.refuses("hard", "visits.client_id", "visits.client_name")
 
+    def test_of_a_write_only_relationship_through_a_table_that_tables_column_is_named(
+        self, plant: Callable[..., Planted]
+    ) -> None:
+        db = SQLAlchemy()
+        columns = [
+            sa.Column(f"{name}_id", sa.ForeignKey(f"{name}s.id"), primary_key=True)
+            for name in ("client", "tag")
+        ]
+        tagged = db.Table("tagged", *columns)
+        tag = type(
+            "Tag", (db.Model,), {"__tablename__": "tags", "id": mapped_column(sa.Integer, primary_key=True)}
+        )
+        planted = plant("hard", ORM[0], db=db, tags=relationship(tag, secondary=tagged, **WRITE_ONLY))
+        planted.refuses("hard", "tagged.client_id")
+
     @pytest.mark.parametrize("path", BOTH)
     def test_those_that_only_the_database_knows_are_found(
         self, plant: Callable[..., Planted], path: str

@@ -81,5 +81,5 @@ def _on_delete(key: Any) -> str:
 def touched_by_the_orm(rows: ClientRows) -> Iterator[str]:
     """Yield the columns, as `table.column`, that the ORM would change to remove a client."""
     for related in rows.mapper.relationships:
-        if related.direction is RelationshipDirection.ONETOMANY and not related.passive_deletes:
-            yield from sorted(f"{column.table}.{column.name}" for column in related.remote_side)
+        if related.direction is not RelationshipDirection.MANYTOONE and not related.passive_deletes:
+            yield from sorted(f"{column.table}.{column.name}" for _, column in related.synchronize_pairs)
