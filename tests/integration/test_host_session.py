@@ -55,6 +55,7 @@ class _Audited:
         )
         self.engine = sa.create_engine(url)
         db, session, target = getattr(self, f"_{way.replace('-', '_')}")()
+        self.target = target
         sa.event.listen(target, "before_flush", self._before_flush)
         sa.event.listen(target, "after_flush", lambda *_: self.called.append("flushed"))
         sa.event.listen(target, "after_commit", lambda *_: self.called.append("committed"))
@@ -138,6 +139,14 @@ def test_what_a_listener_writes_goes_back_with_a_refusal(audited: _Audited) -> N
     assert audited.called in (["flushed"], [])  # SQLite and MariaDB refuse at once, PostgreSQL at the end
     with audited.engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE notes"))
+
+
+def test_a_rollback_is_told_to_those_who_listen_for_it(audited: _Audited) -> None:
+    for event in ("after_rollback", "after_soft_rollback"):
+        sa.event.listen(audited.target, event, lambda *_, event=event: audited.called.append(event))
+    sa.event.listen(audited.target, "before_commit", lambda _: 1 / 0)
+    assert audited.delete("acme") == 500
+    assert audited.called == ["flushed", "after_rollback", "after_soft_rollback"]
 
 
 def test_without_listeners_nothing_of_the_orm_runs(mount: Callable[..., Host]) -> None:

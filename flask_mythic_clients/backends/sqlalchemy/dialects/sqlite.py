@@ -1,7 +1,7 @@
 """SQLite: one writer at a time, so the write lock comes first and writers take turns."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -54,7 +54,12 @@ class SQLite(Dialect):
             driver.execute(f"PRAGMA busy_timeout = {WAIT * 1000}")
             try:
                 with sessions(connection) as session:
-                    yield session
+                    try:
+                        yield session
+                    except BaseException:
+                        with suppress(sa.exc.SQLAlchemyError):
+                            session.rollback()  # for the host's listeners
+                        raise
             finally:
                 if not connection.invalidated:
                     driver.rollback()  # a COMMIT that failed leaves the transaction open, and closing too
