@@ -1,6 +1,7 @@
 """Delete clients from a database and a key-value store: reversible by default, permanent on demand."""
 
 from .errors import (
+    BusyError,
     ChangeRefusedError,
     ClientError,
     ClientInUseError,
@@ -8,6 +9,7 @@ from .errors import (
     ConfigurationError,
     ConstraintError,
     DatabaseRefusedError,
+    EntriesRefusedError,
     HardDeleteForbiddenError,
     InvalidClientIdError,
     KeyValueStoreError,
@@ -23,6 +25,7 @@ from .openapi import openapi_document
 from .signals import client_hard_deleted, client_restored, client_soft_deleted
 
 __all__ = [
+    "BusyError",
     "ChangeRefusedError",
     "ClientError",
     "ClientInUseError",
@@ -31,6 +34,7 @@ __all__ = [
     "ConstraintError",
     "DatabaseRefusedError",
     "DeletionRecord",
+    "EntriesRefusedError",
     "HardDeleteForbiddenError",
     "InvalidClientIdError",
     "KeyValueStoreError",

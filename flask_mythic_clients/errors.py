@@ -15,11 +15,15 @@
     │   └── HardDeleteForbiddenError      the hard-delete guard
     └── StoreError                    a store did not confirm; the same call again is safe
         ├── RepositoryError               the database
+        │   └── BusyError                     another transaction held the client for too long
         └── KeyValueStoreError            the key-value store
+            └── EntriesRefusedError           it refused some entries, and did the rest
 
 A docstring is its class's default message. No message quotes a driver, which may quote a client's keys and
 values; nor does a cause, which is a `ForeignError`.
 """
+
+from collections.abc import Iterable
 
 
 class MythicClientsError(Exception):
@@ -90,8 +94,28 @@ class RepositoryError(StoreError):
     """The database did not answer or did not confirm."""
 
 
+class BusyError(RepositoryError):
+    """Another transaction has held what this one needs in the database for too long."""
+
+
 class KeyValueStoreError(StoreError):
     """The key-value store did not confirm: the entries may or may not have been changed."""
+
+
+class EntriesRefusedError(KeyValueStoreError):
+    """The key-value store refused some of the entries, and has done the rest."""
+
+    def __init__(
+        self, message: str | None = None, *, keys: Iterable[str] = (), removed: Iterable[str] = ()
+    ) -> None:
+        super().__init__(message)
+        self.keys = frozenset(keys)
+        self.removed = frozenset(removed)  # those that were there, and are gone
+        self.client_ids: frozenset[str] = frozenset()
+
+    def of(self, client_ids: Iterable[str]) -> None:
+        """Say whose the refused entries are."""
+        self.client_ids = frozenset(client_ids)
 
 
 class ForeignError(Exception):

@@ -75,6 +75,7 @@ class Change:
 class DeletionRecord:
     """A line of the ledger; pending while `settled_at` is None. Times are the repository's, aware, in UTC.
 
+    `attempts` counts how often a reconcile tried in vain; `last_error` is what it met last.
     `kind` is the name under which its kind of client was mounted; the service says it, not the repository.
     """
 
@@ -86,6 +87,8 @@ class DeletionRecord:
     requested_at: datetime
     settled_at: datetime | None = None
     verified_at: datetime | None = None
+    attempts: int = 0
+    last_error: str | None = None
     kind: str = "clients"
 
 

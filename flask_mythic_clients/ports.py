@@ -20,7 +20,8 @@ class KeyValueStore(Protocol):
 
         An absent key is success: nothing to remove, and nothing to overwrite, for overwriting never
         makes an entry. An overwritten entry keeps its time to live.
-        Raises KeyValueStoreError when the store did not confirm: the work may or may not be done.
+        Raises KeyValueStoreError when the store did not confirm: the work may or may not be done. Where it
+        refuses some keys, it does the rest, and raises EntriesRefusedError.
         """
         ...
 
@@ -44,9 +45,9 @@ class DeletionSteps(Protocol):
     def settle(self, client_ids: Collection[str], *, wait: bool = True) -> AbstractContextManager[Holding]:
         """Hold every pending record of the clients; leaving the block stamps them as settled.
 
-        Waits for whoever holds one of them, and may give up after some time. No record may seem settled
-        before it was made: its time to be verified would come too early. Once the records are held, the
-        clients are read, as they are now; all of them, also where nothing is pending.
+        Waits for whoever holds one of them, and gives up after some time with BusyError. No record may seem
+        settled before it was made: its time to be verified would come too early. Once the records are held,
+        the clients are read, as they are now; all of them, also where nothing is pending.
         Without `wait`, a client of which another holds a record is left out, with all its records.
         An exception in the block leaves the records pending.
         """
@@ -59,7 +60,15 @@ class DeletionSteps(Protocol):
 
         Due is what has been settled for at least that long and was not verified. Until then no newer change
         of these clients can be settled: it waits, at its step 1 or its step 2. Otherwise a verifier that read
-        a row and then paused would put the old value back. `wait` means what it means for `settle`.
+        a row and then paused would put the old value back. `wait` means what it means for `settle`; without
+        it, a client whose row another holds is left out, too.
+        """
+        ...
+
+    def note_failure(self, client_ids: Collection[str], error: str) -> None:
+        """Count a try in vain for the clients' records that are not verified, and keep what went wrong.
+
+        `error` tells no key and no value; 255 characters of it are kept.
         """
         ...
 

@@ -2,13 +2,21 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
 
 from .entries import Entries, EntryRule, Value
-from .errors import ClientNotFoundError, ForeignError, HardDeleteForbiddenError, MythicClientsError
+from .errors import (
+    BusyError,
+    ClientNotFoundError,
+    EntriesRefusedError,
+    ForeignError,
+    HardDeleteForbiddenError,
+    MythicClientsError,
+)
 from .model import (
     Action,
     Backlog,
@@ -90,8 +98,9 @@ class DeletionService:
     def reconcile(self) -> Reconciliation:
         """Settle all that is pending, verify all that is due; safe anywhere, at any time.
 
-        A client whose entries the host cannot name is logged, left for the next time and counted as
-        failed. Raises StoreError when a store is away: what is left stays pending.
+        A client whose entries the host cannot name or the store refuses, or whose row or record another
+        transaction holds, is logged, left for the next time and counted as failed; it holds up no other.
+        Raises StoreError when a store is away: what is left stays pending.
         """
         settled = self._sweep(self._settle, self._repository.pending)
         due = partial(self._repository.due, settled_for=self._verify_after)
@@ -181,7 +190,16 @@ class DeletionService:
 
     def _verify(self, client_ids: Collection[str], *, wait: bool) -> Holding:
         with self._repository.verify(client_ids, settled_for=self._verify_after, wait=wait) as holding:
-            found = self._bring_in_line(holding)
+            try:
+                found = self._bring_in_line(holding)
+            except EntriesRefusedError as error:
+                self._warn(holding, set(error.removed))
+                raise
+        self._warn(holding, found)
+        return holding
+
+    def _warn(self, holding: Holding, found: set[str]) -> None:
+        """Log the entries that had come back, and are removed."""
         for record in holding.records:
             if again := found.intersection(record.kv_keys):
                 found -= again  # an older record may name the same keys
@@ -192,7 +210,6 @@ class DeletionService:
                     record.id,
                     len(again),
                 )
-        return holding
 
     def _bring_in_line(self, holding: Holding) -> set[str]:
         """Make the key-value store agree with the rows as they are now; return the keys removed."""
@@ -214,7 +231,11 @@ class DeletionService:
                 elif record.action is Action.HARD and record.verified_at is None:
                     # The row is a newer client's under an old id, and the old one's entry was never removed.
                     remove.add(key)
-        return self._kv.apply(remove=remove, overwrite=overwrite)
+        try:
+            return self._kv.apply(remove=remove, overwrite=overwrite)
+        except EntriesRefusedError as error:
+            error.of(record.client_id for record in holding.records if error.keys & {*record.kv_keys})
+            raise
 
     def _sweep(self, step: _Step, page_after: _PageAfter) -> "_Swept":
         """Take the step for all clients on the pages."""
@@ -222,21 +243,45 @@ class DeletionService:
         # First what nobody holds, so that many reconcile side by side; then what its holder has not finished.
         for wait in (False, True):
             for page in _pages(page_after):
-                if client_ids := sorted({record.client_id for record in page} - swept.left):
+                if not (client_ids := sorted({record.client_id for record in page} - swept.left)):
+                    continue
+                try:
                     swept += self._take(partial(step, wait=wait), client_ids)
+                except BusyError:
+                    return swept + self._left_to_others(page_after, swept.left)
         return swept
+
+    def _left_to_others(self, page_after: _PageAfter, known: Collection[str]) -> "_Swept":
+        """Return what is still to be done; one wait was enough, or each that is held would cost another."""
+        left = {record.client_id for page in _pages(page_after) for record in page} - set(known)
+        if left:
+            logger.warning(
+                "Clients left, for another transaction holds them: %d, %s first.", len(left), min(left)
+            )
+        return _Swept(left=frozenset(left))
 
     def _take(self, step: Callable[[Sequence[str]], Holding], client_ids: Sequence[str]) -> "_Swept":
         try:
             return _Swept(len(step(client_ids).records))
+        except EntriesRefusedError as error:
+            refused = error.client_ids or frozenset(client_ids)
+            swept = self._leave(refused, error.__cause__ or error)
+            others = [client_id for client_id in client_ids if client_id not in refused]
+            return swept + self._take(step, others) if others else swept
         except MythicClientsError:
             raise
         except Exception as error:  # the host's rule for entries failed: find out for whom, finish the others
             if len(client_ids) > 1:
                 return sum((self._take(step, [client_id]) for client_id in client_ids), _Swept())
-            told = ForeignError.told(error)
-            logger.error("Client %s could not be reconciled.", client_ids[0], exc_info=told)
-            return _Swept(left=frozenset(client_ids))
+            return self._leave(client_ids, ForeignError.told(error))
+
+    def _leave(self, client_ids: Collection[str], error: BaseException) -> "_Swept":
+        """Note that these could not be reconciled."""
+        for client_id in sorted(client_ids):
+            logger.error("Client %s could not be reconciled.", client_id, exc_info=error)
+        with suppress(BusyError):
+            self._repository.note_failure(client_ids, f"{error}")
+        return _Swept(left=frozenset(client_ids))
 
 
 @dataclass(frozen=True)

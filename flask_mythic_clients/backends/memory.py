@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..entries import EntryRule, Value
-from ..errors import DatabaseRefusedError
+from ..errors import DatabaseRefusedError, EntriesRefusedError
 from ..model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
 
 _PAGE = 100
@@ -26,6 +26,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._lock = Lock()
         self._entries: dict[str, tuple[Value, float | None]] = {}
+        self._refused: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<MemoryStore of {len(self._entries)} entries>"
@@ -33,15 +34,23 @@ class MemoryStore:
     def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
         """Fulfil `ports.KeyValueStore.apply`."""
         with self._lock:
+            refused = self._refused.intersection([*remove, *overwrite])
             for key, value in overwrite.items():
-                if (entry := self._alive(key)) is not None:
+                if key not in refused and (entry := self._alive(key)) is not None:
                     self._entries[key] = (value, entry[1])
             found = set()
             for key in remove:
-                if self._alive(key) is not None:
+                if key not in refused and self._alive(key) is not None:
                     del self._entries[key]
                     found.add(key)
+            if refused:
+                raise EntriesRefusedError(keys=refused, removed=found)
             return found
+
+    def refuse(self, *keys: str) -> None:
+        """Refuse from now on what is to be done to these keys, and to no others."""
+        with self._lock:
+            self._refused = set(keys)
 
     def get(self, key: str) -> Value | None:
         """Return the entry's value, or None."""
@@ -127,6 +136,14 @@ class MemoryRepository:
             at = self._clock()
             due = [record for record in self._of(held) if _is_due(record, at - settled_for)]
             yield from self._stamping(held, [replace(record, verified_at=at) for record in due])
+
+    def note_failure(self, client_ids: Collection[str], error: str) -> None:
+        """Fulfil `ports.DeletionSteps.note_failure`."""
+        with self._changed:
+            for record in self._of(client_ids):
+                if record.verified_at is None:
+                    noted = replace(record, attempts=record.attempts + 1, last_error=error[:255])
+                    self._records[record.id] = noted
 
     @contextmanager
     def hold(self, client_ids: Collection[str]) -> Iterator[Holding]:

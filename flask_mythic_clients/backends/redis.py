@@ -2,15 +2,16 @@
 
 import math
 import time
-from collections.abc import Collection, Mapping
-from itertools import compress
+from collections.abc import Collection, Mapping, Sequence
+from inspect import iscoroutinefunction
+from typing import Any, TypeAlias
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..entries import Value
-from ..errors import ConfigurationError, ForeignError, KeyValueStoreError
+from ..errors import ConfigurationError, EntriesRefusedError, ForeignError, KeyValueStoreError
 
 # Seconds for which a server that timed out is left alone. Whoever waits for it holds a connection of the
 # database and the locks on a client, on SQLite on everybody: in an outage the waits would add up.
@@ -25,9 +26,10 @@ class RedisStore:
     """
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
-        if not hasattr(client, "pipeline"):
+        if not hasattr(client, "pipeline") or iscoroutinefunction(getattr(client, "execute_command", None)):
             raise ConfigurationError(
-                "RedisStore takes a client of redis-py; for a URL use RedisStore.from_url."
+                "RedisStore takes a client of redis-py, and none of redis.asyncio; for a URL use "
+                "RedisStore.from_url."
             )
         self._client = client
         self._away_until = 0.0  # on the monotonic clock
@@ -62,26 +64,59 @@ class RedisStore:
     def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
         """Fulfil `ports.KeyValueStore.apply`."""
         self._check_pause()
-        keys, away_until = list(remove), 0.0
+        away_until = 0.0
+        commands: list[_Command] = []
+        for key in remove:
+            commands.append(("UNLINK", key))  # not DEL, which holds the server up while it frees a large set
+        for key, value in overwrite.items():
+            commands.append(("SET", key, value, "XX", "KEEPTTL"))
         try:
-            # No MULTI: the work is idempotent, and the keys may live on several nodes of a cluster.
-            pipeline = self._client.pipeline(transaction=False)
-            for key in keys:
-                pipeline.delete(key)
-            for key, value in overwrite.items():
-                pipeline.set(key, value, xx=True, keepttl=True)
-            replies = pipeline.execute()
+            replies = self._send(commands)
         except UnicodeError:
             raise redis.DataError("A key or a value has characters that cannot be encoded.") from None
         except redis.DataError:
             raise  # a value that cannot be sent: the host's mistake, not an outage
-        except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
+        except Exception as error:  # a peer that is no Redis makes redis-py raise whatever it stumbles over
             if isinstance(error, redis.TimeoutError) and isinstance(self._client, redis.Redis):
                 away_until = time.monotonic() + _PAUSE
             raise KeyValueStoreError from _told(error)
         finally:
             self._away_until = away_until
-        return set(compress(keys, replies))
+        removed, refused, why = set(), [], None
+        for command, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, Exception):
+                refused.append(command[1])
+                why = reply
+            elif reply and command[0] == "UNLINK":
+                removed.add(command[1])
+        if why is not None:
+            raise EntriesRefusedError(keys=refused, removed=removed) from _told(why)
+        return removed
+
+    def _send(self, commands: Sequence["_Command"]) -> list[Any]:
+        """Send the commands at once; return their replies, an exception for each that was refused.
+
+        Raises what redis-py raises where the server, or all of it, cannot do its work.
+        """
+        # No MULTI: the work is idempotent, and the keys may live on several nodes of a cluster.
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        try:
+            replies = pipeline.execute(raise_on_error=False)
+        except redis.ConnectionError as error:
+            if not isinstance(self._client, redis.Redis):
+                raise  # a node of a cluster is away
+            # A server also closes the connection at a value that is too large, and does none of the rest.
+            self._client.ping()
+            if len(commands) == 1:
+                return [error]
+            half = len(commands) // 2
+            return self._send(commands[:half]) + self._send(commands[half:])
+        for reply in replies:
+            if isinstance(reply, Exception) and _is_of_the_whole(reply):
+                raise reply
+        return list(replies)
 
     def _check_pause(self) -> None:
         away_until = self._away_until
@@ -91,10 +126,25 @@ class RedisStore:
             self._away_until = math.inf  # this call tries
 
 
+_Command: TypeAlias = tuple[Any, ...]  # its name, the key, and more
+
+# By these a server tells of its own state, not of a key.
+_OF_THE_WHOLE = (redis.ConnectionError, redis.ReadOnlyError, redis.exceptions.ClusterDownError)
+_OF_THE_WHOLE_BY_CODE = {"MISCONF", "NOREPLICAS", "BUSY", "TRYAGAIN"}
+
+
+def _is_of_the_whole(error: Exception) -> bool:
+    return isinstance(error, _OF_THE_WHOLE) or _code(error) in _OF_THE_WHOLE_BY_CODE
+
+
+def _code(error: Exception) -> str:
+    """Return the server's own word for an error, such as OOM; empty where redis-py has cut it off."""
+    code = str(error).rpartition(" caused error: ")[2].partition(" ")[0]
+    return code if code.isalpha() and code.isupper() else ""
+
+
 def _told(error: Exception) -> ForeignError:
     """Tell an error by its text only where that is about the connection: redis-py quotes the command else."""
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
         return ForeignError.told(error, error)
-    # The server's own word for it, such as OOM or READONLY, comes last.
-    code = str(error).rpartition(" caused error: ")[2].partition(" ")[0]
-    return ForeignError.told(error, code if code.isalpha() and code.isupper() else "")
+    return ForeignError.told(error, _code(error))

@@ -2,7 +2,7 @@
 # ruff: noqa: D102 - the name of a test is its docstring
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pytest
 
 from ..entries import Value
+from ..errors import EntriesRefusedError
 from ..ports import KeyValueStore
 
 _MANY = 5_000
@@ -64,6 +65,14 @@ class KeyValueStoreContract:
             "set(key, value, ex=seconds) and ttl(key) on the entries of `store`; a redis.Redis with "
             "decode_responses=True is one."
         )
+
+    @pytest.fixture
+    def refuse_all_but(self) -> Callable[..., bool]:
+        """Return a callable (*keys) that makes the store refuse all other keys; False where it cannot.
+
+        To be overridden for a store that may refuse a single key, by a right or for want of memory.
+        """
+        return lambda *_: False
 
     # Removing
 
@@ -227,6 +236,33 @@ class KeyValueStoreContract:
         for thread in range(_THREADS):
             for number in numbers:
                 assert raw.get(f"overwritten:{thread}:{number}") == f"{thread}"
+
+    # Refusing
+
+    def test_what_is_refused_is_told_and_the_rest_is_done(
+        self, store: KeyValueStore, raw: RawStore, refuse_all_but: Callable[..., bool]
+    ) -> None:
+        for key in ("client:a", "client:b", "client:c", "client:d"):
+            raw.set(key, "1")
+        if not refuse_all_but("client:b", "client:d", "client:e"):
+            pytest.skip("This store refuses no single key.")
+        with pytest.raises(EntriesRefusedError) as caught:
+            store.apply(
+                remove=["client:a", "client:b", "client:e"], overwrite={"client:c": "2", "client:d": "2"}
+            )
+        assert caught.value.keys == {"client:a", "client:c"}
+        assert caught.value.removed == {"client:b"}
+        assert "client:" not in f"{caught.value} {caught.value.__cause__}"
+        assert (raw.get("client:b"), raw.get("client:d")) == (None, "2")
+
+    def test_what_is_not_refused_is_not_held_up(
+        self, store: KeyValueStore, raw: RawStore, refuse_all_but: Callable[..., bool]
+    ) -> None:
+        raw.set("client:a", "1")
+        raw.set("client:b", "1")
+        if not refuse_all_but("client:b"):
+            pytest.skip("This store refuses no single key.")
+        assert store.apply(remove=["client:b"], overwrite={}) == {"client:b"}
 
 
 def _text(value: Any) -> Any:

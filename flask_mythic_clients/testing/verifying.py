@@ -221,3 +221,19 @@ class VerifyingContract(RepositoryFixtures):
             raise failure
         assert caught.value is failure
         _record(repository, acme, _SOFT)
+
+    def test_a_failure_is_counted_and_told_for_what_is_not_verified(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, acme2, zeta = self.ids
+        for client_id in self.ids:
+            add_client(client_id)
+            _record(repository, client_id, _SOFT)
+        _settle(repository, acme)
+        _verify(repository, acme)
+        _record(repository, acme, _RESTORE)
+        repository.note_failure([acme, zeta], "first")
+        repository.note_failure([zeta], "x" * 300)
+        told = {id: [(r.attempts, r.last_error) for r in repository.history(id)] for id in self.ids}
+        assert told == {acme: [(0, None), (1, "first")], acme2: [(0, None)], zeta: [(2, "x" * 255)]}
+        assert [record.client_id for record in repository.pending(after=None)] == [acme2, zeta, acme]

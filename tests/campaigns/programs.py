@@ -74,6 +74,9 @@ class Ports:
     def verify(self, client_ids: Collection[str], *, settled_for: timedelta, wait: bool = True) -> Any:
         return self._holding("verify", tuple(client_ids), wait, settled_for)
 
+    def note_failure(self, client_ids: Collection[str], error: str) -> None:
+        self.ask("note failure", tuple(sorted(client_ids)))
+
     def hold(self, client_ids: Collection[str]) -> Any:
         return self._holding("hold", tuple(client_ids))
 

@@ -85,7 +85,8 @@ class Promises:
         self.check("outcome", documented, f"{kind} ended with {raised!r}")
         if kind == "reconcile":
             complete = end.returned is not None and end.returned.failed == 0
-            self.check("outcome", complete or operation.failed, f"{kind} ended with {end}")
+            left = operation.failed or operation.refused
+            self.check("outcome", complete or left, f"{kind} ended with {end}")
         if operation.seen is None or isinstance(raised, StoreError):
             return
         if kind == Action.HARD:

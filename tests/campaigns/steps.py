@@ -7,10 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flask_mythic_clients.errors import DatabaseRefusedError, KeyValueStoreError, RepositoryError
+from flask_mythic_clients.errors import (
+    DatabaseRefusedError,
+    EntriesRefusedError,
+    KeyValueStoreError,
+    RepositoryError,
+)
 from flask_mythic_clients.model import Change, DeletionRecord, Holding
 
-from .programs import ID, KEYS, RULE, Call
+from .programs import HOSTS, ID, KEYS, RULE, Call
 from .stores import Begin, Row, write_entries
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 GOES, FAILS, UNANSWERED = "", "fails at", "gets no answer to"
 KEEPS = "keeps the row at"  # the database, and raises nothing
 HALF, LATE = "gets through half of", "is outlived by its"
+REFUSES = "is refused a key of"
 _FAULTS: Mapping[str, Sequence[str]] = {
     "record": (FAILS, UNANSWERED, KEEPS),
     "settle": (FAILS,),
@@ -27,7 +33,8 @@ _FAULTS: Mapping[str, Sequence[str]] = {
     "pending": (FAILS,),
     "due": (FAILS,),
     "commit": (FAILS, UNANSWERED),
-    "apply": (FAILS, UNANSWERED, LATE, HALF),
+    "note failure": (FAILS,),
+    "apply": (FAILS, UNANSWERED, LATE, REFUSES, HALF),
 }
 Command: TypeAlias = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
 """What to remove, and what to overwrite."""
@@ -36,9 +43,17 @@ Command: TypeAlias = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
 def faults(call: Call) -> Sequence[str]:
     """Return how the step can fail."""
     found = _FAULTS.get(call.name, ())
-    if call.name == "apply" and sum(map(len, call.arguments)) < 2:
-        return found[:-1]
+    if call.name == "apply":
+        left_out = {HALF: sum(map(len, call.arguments)) < 2, REFUSES: HOSTS not in call.arguments[0]}
+        return [fault for fault in found if not left_out.get(fault)]
     return found
+
+
+class RefusedKeyError(EntriesRefusedError):
+    """The key-value store refused one entry, the one whose value only the host knows, and did the rest."""
+
+    def __init__(self) -> None:
+        super().__init__(keys=[HOSTS])
 
 
 class KeptError(DatabaseRefusedError):
@@ -87,6 +102,13 @@ def _enter(
     return holding
 
 
+def _note_failure(world: "World", operation: "Operation", fault: str, ids: Sequence[str]) -> Any:
+    if fault:
+        return RepositoryError
+    world.stores.repository.note_failure(ids, "refused")
+    return None
+
+
 def _commit(world: "World", operation: "Operation", fault: str) -> type[RepositoryError] | None:
     leave(world, operation, RepositoryError() if fault == FAILS else None)
     return RepositoryError if fault else None
@@ -124,6 +146,11 @@ def _apply(world: "World", operation: "Operation", fault: str, *command: Any) ->
     elif fault == HALF:
         done = (len(remove) + len(overwrite)) // 2
         carry_out(world, (remove[:done], overwrite[: max(0, done - len(remove))]))
+    elif fault == REFUSES:
+        allowed = tuple(key for key in remove if key != HOSTS)
+        carry_out(world, (allowed, overwrite))
+        world.promises.confirmed({*allowed, *dict(overwrite)}, world.operations)
+        return RefusedKeyError
     elif fault != FAILS:
         found = carry_out(world, (remove, overwrite))
     if fault:
@@ -160,6 +187,7 @@ STEPS: Mapping[str, Callable[..., Any]] = {
     "settle": _settle,
     "verify": _verify,
     "hold": _hold,
+    "note failure": _note_failure,
     "pending": _pending,
     "due": _due,
     "apply": _apply,

@@ -9,7 +9,7 @@ from tests.integration.scene import Crash
 
 from .programs import HOST, KEYS, WINDOW, Call, End, Programs
 from .promises import Promises
-from .steps import GOES, KEEPS, STEPS, Command, KeptError, carry_out, faults, leave
+from .steps import GOES, KEEPS, REFUSES, STEPS, Command, KeptError, carry_out, faults, leave
 from .stores import Blocked, Row, Start, Stores, Transaction
 
 T = TypeVar("T")
@@ -44,6 +44,7 @@ class Operation:
     crashed: bool = False
     failed: bool = False  # a store has failed it
     kept: bool = False  # the database has kept the row
+    refused: bool = False  # the key-value store has refused it a key; reconcile goes on
     transaction: Transaction | None = None
     owed: frozenset[str] = frozenset()  # entries to be confirmed as gone before it may say so
     seen: int | None = None  # how many records there were after its step 1
@@ -194,7 +195,9 @@ class World:
         row, records = self.stores.row, self.stores.records
         answer = STEPS[name](self, operation, fault, *arguments)
         operation.started = True
-        operation.failed = operation.failed or fault not in (GOES, KEEPS)
+        goes_on = fault == REFUSES and operation.kind == "reconcile"
+        operation.refused = operation.refused or goes_on
+        operation.failed = operation.failed or not (goes_on or fault in (GOES, KEEPS))
         operation.kept = operation.kept or answer is KeptError
         if operation.kind not in HOST:
             new = len(self.stores.records) - len(records)

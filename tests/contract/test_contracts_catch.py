@@ -11,6 +11,7 @@ import pytest
 
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import EntryRule, Value
+from flask_mythic_clients.errors import EntriesRefusedError
 from flask_mythic_clients.model import Change, DeletionRecord, Holding
 from flask_mythic_clients.testing import ClientRepositoryContract, KeyValueStoreContract
 
@@ -70,7 +71,31 @@ class ReturnsEveryKey(MemoryStore):
         return set(remove)
 
 
+@fails("test_what_is_refused_is_told_and_the_rest_is_done")
+class StopsAtARefusal(MemoryStore):
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        if refused := self._refused.intersection([*remove, *overwrite]):
+            raise EntriesRefusedError(keys=refused)
+        return super().apply(remove=remove, overwrite=overwrite)
+
+
+@fails("test_what_is_refused_is_told_and_the_rest_is_done")
+class KeepsARefusalToItself(MemoryStore):
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        try:
+            return super().apply(remove=remove, overwrite=overwrite)
+        except EntriesRefusedError as error:
+            return set(error.removed)
+
+
 # Repositories
+
+
+@fails("test_a_failure_is_counted_and_told_for_what_is_not_verified")
+class CountsFailuresOfWhatIsDone(MemoryRepository):
+    def note_failure(self, client_ids: Collection[str], error: str) -> None:
+        for record in self._of(client_ids):
+            self._records[record.id] = replace(record, attempts=record.attempts + 1, last_error=error)
 
 
 @fails("test_a_recorded_soft_delete_deactivates_the_client_and_is_pending")
@@ -288,6 +313,10 @@ class Test{backend}(KeyValueStoreContract):
     @pytest.fixture
     def store(self, raw):
         return raw
+
+    @pytest.fixture
+    def refuse_all_but(self, store):
+        return lambda *keys: not store.refuse(*({{f"client:{{letter}}" for letter in "abcde"}} - {{*keys}}))
 """
 
 JOIN_REPOSITORY = """

@@ -1,10 +1,11 @@
 """Our key-value stores meet the contract."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.ports import KeyValueStore
 from flask_mythic_clients.testing import KeyValueStoreContract
 from tests.hosts import KeyValue
@@ -27,11 +28,28 @@ class OurStoreContract(KeyValueStoreContract):
     def raw(self, kv: KeyValue) -> Any:
         return kv.raw
 
+    @pytest.fixture
+    def refuse_all_but(self, raw: Any) -> Iterator[Callable[..., bool]]:
+        def refuse(*keys: str) -> bool:
+            raw.acl_setuser("default", enabled=True, nopass=True, reset_keys=True, keys=keys)
+            return True
+
+        yield refuse
+        raw.acl_setuser("default", enabled=True, nopass=True, reset_keys=True, keys=["*"])
+
 
 class TestMemoryStore(OurStoreContract):
     """In this process."""
 
     kind = "memory"
+
+    @pytest.fixture
+    def refuse_all_but(self, store: MemoryStore) -> Callable[..., bool]:
+        def refuse(*keys: str) -> bool:
+            store.refuse(*({f"client:{letter}" for letter in "abcde"} - set(keys)))
+            return True
+
+        return refuse
 
 
 class TestRedisStore(OurStoreContract):

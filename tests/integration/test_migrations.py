@@ -90,7 +90,8 @@ def test_the_upgrade_makes_the_ledger_with_both_its_indexes(host: Host, folder: 
         assert set(made.get_table_names()) == {"accounts", "client_deletions", "alembic_version"}
         assert _indexes(host, "client_deletions") == INDEXES
         columns = {column["name"]: column["nullable"] for column in made.get_columns("client_deletions")}
-    assert {name for name, nullable in columns.items() if nullable} == {"settled_at", "verified_at"}
+    nullable = {name for name, may_be_null in columns.items() if may_be_null}
+    assert nullable == {"settled_at", "verified_at", "attempts", "last_error"}
 
 
 def test_after_the_upgrade_nothing_is_left_to_migrate(host: Host, folder: str) -> None:

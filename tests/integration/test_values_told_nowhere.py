@@ -445,7 +445,7 @@ REFUSALS = {
     "REPLICAOF 127.0.0.1 1": ("", (503, 503), "ReadOnlyError"),
     "CONFIG SET requirepass s3cret": ("", (503, 503), "AuthenticationError"),
     "PING": ("clerk:wrong@", (503, 503), "AuthenticationError"),
-    "--rename-command SET x --rename-command DEL y": ("", (503, 503), "ResponseError"),
+    "--rename-command SET x --rename-command UNLINK y": ("", (503, 503), "ResponseError"),
 }
 
 

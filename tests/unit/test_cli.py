@@ -386,7 +386,7 @@ class TestReading:
         soft, hard = json.loads(_run(host, "history", "acme", "--json").stdout)
         assert list(soft) == [
             *("id", "client_id", "action", "actor", "kv_keys"),
-            *("requested_at", "settled_at", "verified_at", "kind"),
+            *("requested_at", "settled_at", "verified_at", "attempts", "last_error", "kind"),
         ]
         assert (soft["action"], hard["action"]) == ("soft", "hard")
         assert hard["kv_keys"] == list(KEYS)

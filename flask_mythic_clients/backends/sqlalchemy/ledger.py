@@ -16,6 +16,7 @@ from ...model import Action, Backlog, DeletionRecord
 from .dialects import Dialect
 
 _PAGE = 100
+_SAID = 255  # characters of what went wrong that are kept
 
 LEDGER = "client_deletions"
 # Its indexes' names are longer, and PostgreSQL has 63 characters for one.
@@ -57,6 +58,8 @@ def ledger_table(metadata: sa.MetaData, model: type, name: str) -> sa.Table:
         sa.Column("requested_at", _TIME, nullable=False),
         sa.Column("settled_at", _TIME),
         sa.Column("verified_at", _TIME),
+        sa.Column("attempts", sa.Integer()),
+        sa.Column("last_error", sa.String(_SAID)),
         # What is pending for a client; its history.
         sa.Index(f"ix_{name}_client", "client_id", "settled_at"),
         # What is pending at all (both null), and what is to be verified; in the order of the pages.
@@ -89,7 +92,7 @@ class Ledger:
             client_ids
         ) & self.table.c.settled_at.is_(None)
         if not wait:
-            pending = self._free(session, dialect, pending)
+            pending = self._free(session, dialect, pending, lambda _: ())
         return self._stamped(session, dialect, pending, "settled_at")
 
     def verify(
@@ -98,13 +101,28 @@ class Ledger:
         dialect: Dialect,
         client_ids: Collection[str],
         settled_for: timedelta,
-        wait: bool,
+        leave: Callable[[Collection[str]], Collection[str]] | None,
     ) -> list[DeletionRecord]:
-        """Lock and stamp the clients' records that are due."""
+        """Lock and stamp the clients' records that are due; waits, or leaves those that somebody else holds.
+
+        `leave` is asked, in place of waiting, which of the clients whose records are locked are left, too.
+        """
         due: sa.ColumnElement[bool] = self.table.c.client_id.in_(client_ids) & self._due(dialect, settled_for)
-        if not wait:
-            due = self._free(session, dialect, due)
+        if leave is not None:
+            due = self._free(session, dialect, due, leave)
         return self._stamped(session, dialect, due, "verified_at")
+
+    def note_failure(
+        self, session: Session, dialect: Dialect, client_ids: Collection[str], error: str
+    ) -> None:
+        """Fulfil `ports.DeletionSteps.note_failure`."""
+        dialect.lock(session, self.table)
+        c = self.table.c
+        update = sa.update(self.table).where(
+            c.client_id.in_(client_ids), c.verified_at.is_(None), dialect.step_2
+        )
+        attempts = sa.func.coalesce(c.attempts, 0) + 1
+        session.connection().execute(update.values(attempts=attempts, last_error=error[:_SAID]))
 
     def none(self, session: Session, dialect: Dialect) -> list[DeletionRecord]:
         """Lock no record, but what must be locked before a row is."""
@@ -168,7 +186,11 @@ class Ledger:
         return _records(dialect, rows)
 
     def _free(
-        self, session: Session, dialect: Dialect, where: sa.ColumnElement[bool]
+        self,
+        session: Session,
+        dialect: Dialect,
+        where: sa.ColumnElement[bool],
+        leave: Callable[[Collection[str]], Collection[str]],
     ) -> sa.ColumnElement[bool]:
         """Lock records that nobody holds; leave those of clients of which somebody else holds one.
 
@@ -182,6 +204,7 @@ class Ledger:
         # Another's record, and one made since.
         every = session.connection().execute(query).all()
         disputed = {client_id for id, client_id in every if id not in mine}
+        disputed |= set(leave({client_id for _, client_id in every} - disputed))
         # By their ids: MariaDB also waits for records that it only comes across, by another index.
         return c.id.in_([id for id, client_id in every if client_id not in disputed])
 
@@ -203,4 +226,6 @@ def _record(aware: Callable[[Any], Any], row: sa.Row[Any]) -> DeletionRecord:
         requested_at=aware(row.requested_at),
         settled_at=row.settled_at and aware(row.settled_at),
         verified_at=row.verified_at and aware(row.verified_at),
+        attempts=row.attempts or 0,
+        last_error=row.last_error,
     )

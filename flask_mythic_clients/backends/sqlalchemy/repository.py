@@ -12,7 +12,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Session
 
 from ...entries import EntryRule
-from ...errors import ChangeRefusedError, ConfigurationError, StoreError
+from ...errors import BusyError, ChangeRefusedError, ConfigurationError, StoreError
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
 from .cascades import Cascades
 from .dialects import Dialect, Verdict, dialect_of
@@ -114,9 +114,16 @@ class SQLAlchemyRepository:
         self, client_ids: Collection[str], *, settled_for: timedelta, wait: bool = True
     ) -> AbstractContextManager[Holding]:
         """Fulfil `ports.DeletionSteps.verify`."""
-        stamp = partial(self._ledger.verify, client_ids=client_ids, settled_for=settled_for, wait=wait)
-        step = partial(self._hold, stamp=stamp, client_ids=client_ids if wait else None, lock="share")
+        stamp = partial(self._ledger.verify, client_ids=client_ids, settled_for=settled_for)
+        if wait:
+            step = partial(self._hold, stamp=partial(stamp, leave=None), client_ids=client_ids, lock="share")
+        else:
+            step = partial(self._hold_free, stamp=stamp)
         return self._transactions().hold(step, client_ids)
+
+    def note_failure(self, client_ids: Collection[str], error: str) -> None:
+        """Fulfil `ports.DeletionSteps.note_failure`."""
+        self._transactions().read(partial(self._ledger.note_failure, client_ids=client_ids, error=error))
 
     def hold(self, client_ids: Collection[str]) -> AbstractContextManager[Holding]:
         """Fulfil `ports.DeletionSteps.hold`."""
@@ -194,7 +201,29 @@ class SQLAlchemyRepository:
         records = stamp(session, dialect)  # first, for it waits: what is read after that is of now
         if client_ids is None:
             client_ids = {record.client_id for record in records}
-        return Holding(tuple(records), self._rows.read(session, client_ids, dialect, lock))
+        clients = self._rows.read(session, client_ids, dialect, lock)
+        if lock is not None and self._unlocked(session, dialect, client_ids, clients):
+            raise BusyError  # a policy lets nobody lock it
+        return Holding(tuple(records), clients)
+
+    def _hold_free(
+        self, session: Session, dialect: Dialect, *, stamp: Callable[..., list[DeletionRecord]]
+    ) -> Holding:
+        """Lock records and rows that nobody else holds, stamp the records."""
+        clients: dict[str, Client] = {}
+
+        def leave(client_ids: Collection[str]) -> Collection[str]:
+            clients.update(self._rows.read(session, client_ids, dialect, "free"))
+            return self._unlocked(session, dialect, client_ids, clients)
+
+        return Holding(tuple(stamp(session, dialect, leave=leave)), clients)
+
+    def _unlocked(
+        self, session: Session, dialect: Dialect, client_ids: Collection[str], locked: Collection[str]
+    ) -> Collection[str]:
+        """Return the clients that have a row, though no lock was had on it: it is held, not gone."""
+        missing = [client_id for client_id in client_ids if client_id not in locked]
+        return self._rows.read(session, missing, dialect) if missing else ()
 
     def _refusal(self, verdict: Verdict, change: Change, transactions: Transactions) -> ChangeRefusedError:
         """Look up what forbids a change, now that it is rolled back."""

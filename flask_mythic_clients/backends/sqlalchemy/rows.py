@@ -123,9 +123,9 @@ class ClientRows:
         session: Session,
         client_ids: Collection[str],
         dialect: Dialect,
-        lock: Literal["share", "update"] | None = None,
+        lock: Literal["share", "free", "update"] | None = None,
     ) -> dict[str, Client]:
-        """Return id → client for those that exist."""
+        """Return id → client for those that exist; "free" is a share lock on those that nobody else holds."""
         keys = []
         for id in client_ids:
             if (key := self.key_of(id, dialect)) is not None:
@@ -136,7 +136,9 @@ class ClientRows:
         query = query.where(self.id.in_(asked))
         if lock is not None:
             # Not what else the model loads: PostgreSQL locks no outer join, and the row alone is to be held.
-            query = query.with_for_update(read=lock == "share", of=self.mapper.tables)
+            query = query.with_for_update(
+                read=lock != "update", of=self.mapper.tables, skip_locked=lock == "free"
+            )
             query = query.execution_options(populate_existing=True)  # also what the session has seen before
             query = query.where(dialect.step_1 if lock == "update" else dialect.step_2)
         found = {}

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ...errors import ForeignError, RepositoryError
+from ...errors import BusyError, ForeignError, RepositoryError
 from .dialects import Dialect, Verdict
 from .sessions import Sessions
 
@@ -117,6 +117,8 @@ class Transactions:
 
     def _translated(self, error: sa.exc.SQLAlchemyError) -> RepositoryError:
         verdict = self.dialect.verdict(error)
+        if verdict is Verdict.BUSY:
+            return BusyError()
         if verdict is not Verdict.OUTDATED:
             return RepositoryError(_MESSAGES.get(verdict))
         lacks = ", ".join(_missing(self.engine, self.tables)) or "a table or a column"
@@ -133,7 +135,6 @@ class _Tries:
 
 
 _MESSAGES = {
-    Verdict.BUSY: "Another transaction has held what this one needs in the database for too long.",
     Verdict.CONFLICT: "Other transactions were in the way of this one in the database, at each try.",
     # Away, and whatever is not known to be an answer: the default.
     **dict.fromkeys(

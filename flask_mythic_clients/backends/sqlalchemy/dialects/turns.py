@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from threading import Lock
 from weakref import WeakValueDictionary
 
-from ....errors import RepositoryError
+from ....errors import BusyError
 
 # A little longer than a row is waited for, in seconds: whoever waits here holds no connection.
 _TURN_SECONDS = 1.5
@@ -20,10 +20,10 @@ class Turns:
     def take(self, name: str, until: ExitStack) -> None:
         """Wait for the turn, and have it until the stack is left.
 
-        Raises RepositoryError where it does not come.
+        Raises BusyError where it does not come.
         """
         with self._guard:
             lock = self._locks.setdefault(name, Lock())
         if not lock.acquire(timeout=_TURN_SECONDS):
-            raise RepositoryError("Others were before this one at the database, for too long.")
+            raise BusyError("Others were before this one at the database, for too long.")
         until.callback(lock.release)
