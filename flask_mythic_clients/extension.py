@@ -1,7 +1,7 @@
 """Joins the parts. The only toucher of `app.extensions`."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from .entries import Entries, EntryFunction, EntryRule, KeyTemplates
 from .errors import ConfigurationError
 from .ports import ClientRepository, KeyValueStore
 from .service import DeletionService
+from .several import SeveralStores
 from .signals import announce
 from .views import create_blueprint
 
@@ -25,6 +26,7 @@ class MythicClients:
 
     `name` mounts a second kind of client beside the first, with a route, settings and commands of its own:
     "organizations" has `{prefix}/organizations/<id>`, `MYTHIC_ORGANIZATIONS_*`, `flask mythic-organizations`.
+    `kv` is one key-value store or a list of them, all of which must confirm.
     `entries` names a client's entries where templates cannot: it gets the row and returns key → value,
     or key → None where only the host knows the value. `verify_key` replaces the list of admin keys: it
     gets the bearer token and returns the actor's name, or None.
@@ -35,7 +37,7 @@ class MythicClients:
         app: Flask | None = None,
         *,
         repository: ClientRepository,
-        kv: KeyValueStore,
+        kv: KeyValueStore | Sequence[KeyValueStore],
         name: str = CLIENTS,
         entries: Callable[[Any], Entries] | None = None,
         verify_key: VerifyKey | None = None,
@@ -44,14 +46,18 @@ class MythicClients:
             raise ConfigurationError(
                 f"repository= takes a ClientRepository, not {type(repository).__name__}."
             )
-        if not callable(getattr(kv, "apply", None)):
-            raise ConfigurationError(f"kv= takes a KeyValueStore, not {type(kv).__name__}.")
+        stores: Sequence[Any] = kv if isinstance(kv, (list, tuple)) and kv else [kv]
+        for store in stores:
+            if not callable(getattr(store, "apply", None)):
+                raise ConfigurationError(
+                    f"kv= takes a KeyValueStore, or a list of some, not {type(store).__name__}."
+                )
         for argument, function in (("entries", entries), ("verify_key", verify_key)):
             if function is not None and not callable(function):
                 raise ConfigurationError(f"{argument}= takes a function, not {type(function).__name__}.")
         self._kind = check_kind(name)
         self._repository = repository
-        self._kv = kv
+        self._kv: KeyValueStore = stores[0] if len(stores) == 1 else SeveralStores(stores)
         self._entries = entries
         self._verify_key = verify_key
         if app is not None:

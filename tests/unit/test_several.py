@@ -1,0 +1,79 @@
+"""Several key-value stores as one: each gets what it has, and all must confirm."""
+
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_mythic_clients import (
+    ConfigurationError,
+    EntriesRefusedError,
+    KeyValueStoreError,
+    MythicClients,
+)
+from flask_mythic_clients.auth import digest
+from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
+from flask_mythic_clients.several import SeveralStores
+from flask_mythic_clients.testing import KeyValueStoreContract
+from tests.hosts import Gate
+
+
+class TestTheContract(KeyValueStoreContract):
+    """Two stores are as one."""
+
+    @pytest.fixture
+    def raw(self) -> MemoryStore:
+        return MemoryStore()
+
+    @pytest.fixture
+    def store(self, raw: MemoryStore) -> SeveralStores:
+        return SeveralStores([MemoryStore(), raw])
+
+    @pytest.fixture
+    def refuse_all_but(self, raw: MemoryStore) -> Any:
+        return lambda *keys: not raw.refuse(*({f"client:{letter}" for letter in "abcde"} - {*keys}))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_that_is_away_keeps_the_record_pending_and_the_others_from_nothing(place: int) -> None:
+    cache, sessions, rows = MemoryStore(), MemoryStore(), MemoryRepository()
+    stores: list[Any] = [cache, sessions]
+    gate = stores[place] = Gate(stores[place])
+    app = Flask("host")
+    app.config.update(MYTHIC_CLIENTS_KV_KEYS=["client:{id}", "session:{id}"])
+    app.config["MYTHIC_CLIENTS_ADMIN_KEYS"] = {"tests": digest("key")}
+    clients = MythicClients(app, repository=rows, kv=stores)
+    rows.add("acme")
+    cache.set("client:acme", "1")
+    sessions.set("session:acme", "1")
+    gate.closed = True
+    hard = {"path": "/api/v1/clients/acme?hard=true", "headers": {"Authorization": "Bearer key"}}
+    assert app.test_client().delete(**hard).status_code == 503
+    left = [cache.get("client:acme"), sessions.get("session:acme")]
+    assert (left[place], left[1 - place]) == ("1", None)
+    gate.closed = False
+    with app.app_context():
+        assert clients.service.reconcile().settled == 1
+    assert cache.get("client:acme") is sessions.get("session:acme") is None
+
+
+def test_what_either_refuses_is_refused() -> None:
+    first, second = MemoryStore(), MemoryStore()
+    for store, key in ((first, "a"), (second, "b")):
+        store.refuse(key)
+        for each in "abc":
+            store.set(each, "1")
+    with pytest.raises(EntriesRefusedError) as caught:
+        SeveralStores([first, second]).apply(remove="abc", overwrite={})
+    assert caught.value.keys == {"a", "b"}
+    gate = Gate(first)
+    gate.closed = True
+    with pytest.raises(KeyValueStoreError) as away:
+        SeveralStores([gate, second]).apply(remove="abc", overwrite={})
+    assert not isinstance(away.value, EntriesRefusedError)  # an outage: nothing is known of the others
+
+
+@pytest.mark.parametrize("wrong", [[], (), [MemoryStore(), "redis://localhost"], {}, None])
+def test_what_is_no_store_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^kv= takes a KeyValueStore, or a list of some, not"):
+        MythicClients(repository=MemoryRepository(), kv=wrong)
