@@ -76,7 +76,7 @@ $(VENV)/installed-lowest: setup.cfg pyproject.toml
 	$(made)
 	sed -nE '/^dev =/q; s/^.*[ =]([a-z-]+)(\[[a-z]+\])?>=/\1==/p' setup.cfg | tee $(VENV)/lowest.txt
 	sed -nE '/^dev =/,/^$$/ s/^    ([a-z].*)/\1/p' setup.cfg \
-	    | grep -vE '^(gunicorn|import-linter|mutmut|mypy|pyright|pytest-cov|ruff|schemathesis)' >$(VENV)/hosts.txt
+	    | grep -vE '^(gevent|gunicorn|import-linter|mutmut|mypy|pyright|pytest-cov|ruff|schemathesis)' >$(VENV)/hosts.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/lowest.txt \
 	    --requirement $(VENV)/hosts.txt --editable '.[example,mariadb,postgresql,testing]'
 	touch $@

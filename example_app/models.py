@@ -41,6 +41,8 @@ def prepare_tables(cache: "redis.Redis | MemoryStore") -> None:
             db.create_all()
             if first:
                 _add_demo_clients(cache)
+            db.session.remove()
+            db.engine.dispose()  # under `gunicorn --preload` a fork comes next: no connection may outlive it
             return
         except sa.exc.DBAPIError:
             db.session.rollback()

@@ -1,5 +1,6 @@
 """What each database does in its own way; a new difference is a method here, never an `if` elsewhere."""
 
+import os
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -9,6 +10,7 @@ from .mariadb import MariaDB
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 from .standard import Dialect, Verdict
+from .turns import Turns
 
 __all__ = ["Dialect", "Verdict", "dialect_of"]
 
@@ -28,3 +30,14 @@ def dialect_of(engine: sa.Engine) -> Dialect:
     if name not in _DIALECTS:
         raise ConfigurationError(f"The order of steps is not proven on {name}; use {', '.join(_DIALECTS)}.")
     return _known.get(engine) or _known.setdefault(engine, _DIALECTS[name](engine.dialect))
+
+
+def _part_from_parent() -> None:
+    """Leave to the parent of a fork its connections, and the locks that its threads had."""
+    for engine, dialect in _known.items():
+        engine.dispose(close=False)
+        dialect.turns = Turns()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_part_from_parent)

@@ -1,7 +1,7 @@
 """Those who write to one client through this process come one by one."""
 
+import threading
 from contextlib import ExitStack
-from threading import Lock
 from weakref import WeakValueDictionary
 
 from ....errors import BusyError
@@ -14,8 +14,9 @@ class Turns:
     """Keeps a crowd at one client from taking all connections of the host's pool, to wait there."""
 
     def __init__(self) -> None:
-        self._guard = Lock()
-        self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()  # those somebody has or waits for
+        self._guard = threading.Lock()
+        # Those that somebody has or waits for.
+        self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def take(self, name: str, until: ExitStack) -> None:
         """Wait for the turn, and have it until the stack is left.
@@ -23,7 +24,8 @@ class Turns:
         Raises BusyError where it does not come.
         """
         with self._guard:
-            lock = self._locks.setdefault(name, Lock())
+            # By its name there: gevent may have replaced it since this module was loaded.
+            lock = self._locks.setdefault(name, threading.Lock())
         if not lock.acquire(timeout=_TURN_SECONDS):
             raise BusyError("Others were before this one at the database, for too long.")
         until.callback(lock.release)
