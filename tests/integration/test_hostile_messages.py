@@ -93,9 +93,9 @@ class TestARedisCluster:
             def pipeline(self, transaction: bool) -> Any:
                 return self
 
-            def delete(self, key: str) -> None: ...
+            def execute_command(self, *command: str) -> None: ...
 
-            def execute(self) -> list[Any]:
+            def execute(self, *, raise_on_error: bool) -> list[Any]:
                 raise error
 
         with pytest.raises(KeyValueStoreError) as raised:
