@@ -31,9 +31,18 @@ def _insert(url: str, kv: KeyValue) -> None:
         kv.raw.set(f"publishable_key:pk-{id}", id)
 
 
-@pytest.mark.parametrize("preload", [True, False], ids=["preload", "no preload"])
-@pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"])
+@pytest.mark.parametrize(
+    ("database", "workers", "preload"),
+    [
+        *(
+            (database, workers, True)
+            for database in ("sqlite", "postgresql", "mariadb")
+            for workers in WORKERS
+        ),
+        ("sqlite", "gevent", False),
+        ("postgresql", "gthread", False),
+    ],
+)
 def test_no_connection_and_no_lock_outlives_a_fork(
     example: Example,
     database: str,
