@@ -31,15 +31,14 @@ QUICK = -m pytest $(SIDE_BY_SIDE) --quick -q -rfE tests/unit tests/contract test
 quick: check ## Lint, types, layers, and the tests on SQLite and in memory, in under a minute
 	$(VENV)/bin/python $(QUICK) $(ARGS)
 
-# Waits, plans and power cuts are the servers': no version of a library changes them. The lowest PyMySQL is nearly the
-# newest.
-OF_THE_SERVERS = bounded_* committed_means_durable sql_sent_plans hostile_outages pgbouncer forks
+# What leans on the libraries; waits, plans and refusals are the servers'. The lowest PyMySQL is nearly the newest.
+OF_LIBRARIES = host_* hosts engines migrations status_kinds sql_sent sql_sent_again two_kinds other_clients wire_contract
 # Only the oldest Python will do: some of the lowest versions have no wheels for a later one, or fail on it.
-test-lowest: ## Run the unit tests and those that touch a database on the lowest versions that setup.cfg allows
+test-lowest: ## Run the unit tests and those of the libraries on the lowest versions that setup.cfg allows
 	$(MAKE) VENV=$(VENV)-lowest $(VENV)-lowest/installed-lowest \
 	    PYTHON="$(or $(call found,3.11),$(error Python 3.11 is neither on PATH nor known to pyenv or uv))"
-	$(VENV)-lowest/bin/python -m pytest $(SIDE_BY_SIDE) -k "not valkey and not mariadb" $(OF_THE_SERVERS:%=--ignore-glob '*/test_%.py') \
-	    $(ARGS) tests/unit tests/contract/test_repositories.py tests/integration
+	$(VENV)-lowest/bin/python -m pytest $(SIDE_BY_SIDE) -k "not valkey and not mariadb" $(ARGS) \
+	    tests/unit tests/contract/test_repositories.py $(wildcard $(OF_LIBRARIES:%=tests/integration/test_%.py))
 
 test-pythons: $(LATER_PYTHONS:%=test-python-%) ## Run the quick tests on each later Python that is found
 $(LATER_PYTHONS:%=test-python-%): test-python-%:

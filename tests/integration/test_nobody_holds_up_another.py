@@ -62,6 +62,8 @@ def _set(raw: Any, name: str, value: int) -> Iterator[None]:
     raw.config_set(name, before)
 
 
+# The database only counts the tries, which the contract tests on each.
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 class TestAnEntryThatIsRefused:
     @pytest.mark.parametrize(("id", "by"), [("c2", "soft"), ("c3", "hard")])
     def test_by_its_key_leaves_that_client_alone(self, scene: Scene, id: str, by: str) -> None:
@@ -132,6 +134,7 @@ class TestAnEntryThatIsRefused:
         assert (record["attempts"], record["last_error"]) == (1, "redis.exceptions.NoPermissionError")
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_an_outage_of_the_whole_store_ends_a_reconcile_at_once(scene: Scene) -> None:
     began = time.monotonic()
     scene.tap.store, store = AWAY, scene.tap.store
