@@ -300,7 +300,9 @@ _TIMES = ("requested_at", "settled_at", "verified_at")
 def _record(row: Mapping[Any, Any]) -> DeletionRecord:
     keys = tuple(key for key in row["kv_keys"] if key is not None)
     times = {name: _utc(row[name]) for name in _TIMES}
-    return DeletionRecord(**{**row, **times, "action": Action(row["action"]), "kv_keys": keys})
+    return DeletionRecord(
+        **{**row, **times, "action": Action(row["action"]), "kv_keys": keys, "attempts": row["attempts"] or 0}
+    )
 
 
 def _utc(time: datetime | None) -> datetime | None:
