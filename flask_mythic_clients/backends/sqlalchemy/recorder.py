@@ -279,6 +279,7 @@ class _UnitOfWork:
         self._before = before
         self.sessions = sessions
         self._cascades = cascades
+        self._orm_removes = runs_host_code(rows.mapper, Action.HARD) or listens(sessions)
 
     def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:
         """Fulfil `Plan.take`."""
@@ -318,7 +319,7 @@ class _UnitOfWork:
         _flush(session)  # what the host did before: it may have given other clients another parent
         if others := self._cascades.other_clients(session.connection(), client):
             raise TakenAlongError(others)
-        if runs_host_code(self._rows.mapper, Action.HARD) or listens(self.sessions):
+        if self._orm_removes:
             session.delete(client.row)
         else:
             session.connection().execute(
