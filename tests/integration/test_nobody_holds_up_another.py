@@ -242,6 +242,7 @@ def test_a_row_that_a_policy_lets_nobody_lock_is_none_that_is_gone(
             try:
                 assert scene.reconcile() == Reconciliation(0, 0, 1)
                 assert scene.raw.get("client:acme") is not None
+                assert scene.host.delete("acme").status_code == 200  # repeated: no 503 without end
             finally:
                 engine.dispose()
                 for statement in (

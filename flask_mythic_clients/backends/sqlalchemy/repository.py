@@ -202,8 +202,8 @@ class SQLAlchemyRepository:
         if client_ids is None:
             client_ids = {record.client_id for record in records}
         clients = self._rows.read(session, client_ids, dialect, lock)
-        if lock is not None and self._unlocked(session, dialect, client_ids, clients):
-            raise BusyError  # a policy lets nobody lock it
+        if lock is not None and records and self._unlocked(session, dialect, client_ids, clients):
+            raise BusyError  # a policy lets nobody lock it, so its records are not to be stamped
         return Holding(tuple(records), clients)
 
     def _hold_free(

@@ -170,13 +170,13 @@ class ClientRows:
 
     def _loaded(self, session: Session, query: sa.Select[Any]) -> Sequence[Any]:
         """Load rows; a value that the model cannot read, and its error quotes, is an error of the mapping."""
+        hidden = session.dispatch.do_orm_execute
+        result: Any = session.connection().execute(query) if hidden else session.scalars(query)
         try:
-            if not session.dispatch.do_orm_execute:
-                return session.scalars(query).all()
-            found = session.connection().execute(query).all()
+            found: Sequence[Any] = result.all()
         except (LookupError, TypeError, ValueError):
             raise sa.exc.InvalidRequestError("A column holds what the model cannot read.") from None
-        return [self._object(session, values) for values in found]
+        return [self._object(session, values) for values in found] if hidden else found
 
     def _object(self, session: Session, values: sa.Row[Any]) -> Any:
         """Return a row of the model's, as the ORM would have loaded it."""
