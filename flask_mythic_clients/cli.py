@@ -1,14 +1,17 @@
 """`flask mythic-clients …`: each command takes, calls one method of the service, and prints.
 
-Data goes to stdout, messages to stderr. Exit codes: 0 done · 1 refused, or something is pending ·
+Data goes to stdout, messages to stderr. Exit codes: 0 done · 1 refused, or something is to be looked at ·
 2 wrong usage · 3 a store did not answer.
 """
 
 import dataclasses
 import getpass
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import click
@@ -17,12 +20,32 @@ from flask.cli import AppGroup
 from .auth import create_key, digest
 from .config import check_name, commands, setting
 from .errors import ConfigurationError, MythicClientsError, StoreError
-from .model import Preview, SoftDeleteEntries
+from .model import Health, Preview, SoftDeleteEntries
 from .service import DeletionService
 
 _REFUSED = 1
 
+
+class _Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.2
+    """A number and its unit, such as 30d, 2h, 5m or 90s."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Return a timedelta."""
+        found = re.fullmatch(r"([0-9]{1,6})([dhms])", f"{value}")
+        if found is None:
+            self.fail(f"{value!r} is no duration: write a number and d, h, m or s, such as 2h.", param, ctx)
+        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+
+
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_show_keys = click.option(
+    "--show-keys", is_flag=True, help="Print the keys of entries in full: some are secrets."
+)
 _client_ids = click.argument("client_ids", metavar="ID...", nargs=-1, required=True)
 
 
@@ -65,9 +88,10 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
     @click.option("--hard", is_flag=True, help="Remove for good, from both stores.")
     @click.option("--yes", is_flag=True, help="Do not ask for the id to be typed before --hard.")
     @click.option("--dry-run", is_flag=True, help="Print what would be met, and change nothing.")
+    @_show_keys
     @_as_json
     def delete_command(
-        client_ids: tuple[str, ...], hard: bool, yes: bool, dry_run: bool, as_json: bool
+        client_ids: tuple[str, ...], hard: bool, yes: bool, dry_run: bool, show_keys: bool, as_json: bool
     ) -> None:
         """Soft-delete clients, or remove them for good. --json goes with --dry-run."""
 
@@ -83,7 +107,9 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
 
         def preview(client_id: str) -> None:
             removes = hard or service.soft_delete_entries is SoftDeleteEntries.REMOVE
-            _print_preview(service.preview(client_id, hard=hard), hard, removes, as_json)
+            preview = service.preview(client_id, hard=hard)
+            preview = replace(preview, kv_keys=_keys(preview.kv_keys, show_keys))
+            _print_preview(preview, hard, removes, as_json)
 
         if as_json and not dry_run:
             raise click.UsageError("--json goes with --dry-run.")
@@ -105,17 +131,29 @@ def _add_restore(group: AppGroup, service: DeletionService) -> None:
 
 def _add_reconcile(group: AppGroup, service: DeletionService) -> None:
     @group.command("reconcile")
+    @click.option(
+        "--since",
+        type=_Duration(),
+        help="Do again what was done in this time, such as 2h: for a key-value store that has lost it, and "
+        "keeps no mark by which that is found out.",
+    )
     @_as_json
     @click.pass_context
-    def reconcile_command(context: click.Context, as_json: bool) -> None:
+    def reconcile_command(context: click.Context, since: timedelta | None, as_json: bool) -> None:
         """Settle all that is pending, verify all that is due. To be run every minute."""
         with _exit_codes():
-            done = service.reconcile()
+            done = service.reconcile(since=since)
         if as_json:
             _print_json(dataclasses.asdict(done))
         else:
             click.echo(f"settled {done.settled}, verified {done.verified}, failed {done.failed}")
-        context.exit(_REFUSED if done.failed else 0)
+        if done.blind:
+            click.echo(
+                "The key-value store has lost more than the ledger has keys of: compare both with "
+                f"flask {group.name} audit",
+                err=True,
+            )
+        context.exit(_REFUSED if done.failed or done.blind else 0)
 
 
 def _add_status(group: AppGroup, service: DeletionService) -> None:
@@ -123,16 +161,16 @@ def _add_status(group: AppGroup, service: DeletionService) -> None:
     @_as_json
     @click.pass_context
     def status_command(context: click.Context, as_json: bool) -> None:
-        """Count what is pending; exit with 1 if anything is. For monitors."""
-        with _exit_codes():
-            backlog = service.backlog()
+        """Tell how it stands; exit with 1 if something is pending, failed, overdue or away. For monitors."""
+        health = service.health()
         if as_json:
-            _print_json(dataclasses.asdict(backlog))
+            _print_json(_health(health))
         else:
-            click.echo(f"pending {backlog.pending}, oldest {backlog.oldest or '-'}")
-        if backlog.pending:
-            click.echo(f"To repair: flask {group.name} reconcile", err=True)
-        context.exit(_REFUSED if backlog.pending else 0)
+            shown = {name: value for name, value in _health(health).items() if not isinstance(value, bool)}
+            click.echo(", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in shown.items()))
+        for line in _repairs(health, f"flask {group.name}"):
+            click.echo(line, err=True)
+        context.exit(0 if health.ok else _REFUSED)
 
 
 def _add_reading(group: AppGroup, service: DeletionService) -> None:
@@ -145,14 +183,16 @@ def _add_reading(group: AppGroup, service: DeletionService) -> None:
 
     @group.command("history")
     @click.argument("client_id", metavar="ID")
+    @_show_keys
     @_as_json
-    def history_command(client_id: str, as_json: bool) -> None:
+    def history_command(client_id: str, show_keys: bool, as_json: bool) -> None:
         """Print the deletion records of a client, also of one that is gone."""
         with _exit_codes():
             records = service.history(client_id)
         if not records:
             click.echo(f"{_text(client_id)}: no records.", err=True)
-        _print_rows(map(dataclasses.asdict, records), as_json)
+        shown = (replace(record, kv_keys=_keys(record.kv_keys, show_keys)) for record in records)
+        _print_rows(map(dataclasses.asdict, shown), as_json)
 
 
 class _NoAnswerError(click.ClickException):
@@ -206,6 +246,39 @@ def _failure(message: str, error: MythicClientsError) -> click.ClickException:
     return _NoAnswerError(
         f"{message}{cause} The same command again, or `reconcile`, finishes what was begun."
     )
+
+
+def _health(health: Health) -> dict[str, Any]:
+    backlog = health.backlog
+    counts = {
+        name: getattr(backlog, name, None) for name in ("pending", "oldest", "due", "overdue", "failed")
+    }
+    found = {"ok": health.ok, **counts, "last_reconcile": health.last_reconcile}
+    ages = {
+        name: round(value.total_seconds()) for name, value in found.items() if isinstance(value, timedelta)
+    }
+    return {**found, **ages, "database": health.database_away is None, "kv": health.kv_away is None}
+
+
+def _repairs(health: Health, commands: str) -> Iterator[str]:
+    """Tell what is wrong, and the line that repairs it."""
+    backlog = health.backlog
+    if health.database_away is not None:
+        yield f"The database is away: {health.database_away} When it is back: {commands} reconcile"
+    if health.kv_away is not None:
+        yield f"The key-value store is away: {health.kv_away} When it is back: {commands} reconcile"
+    if backlog and backlog.failed:
+        yield (
+            f"Failed: mend what they met last, which stands in `{commands} history ID` and in the log of "
+            f"reconcile. Then: {commands} reconcile"
+        )
+    if backlog and (backlog.pending or backlog.overdue):
+        yield f"To repair, and to be run every minute: {commands} reconcile"
+
+
+def _keys(keys: tuple[str, ...], show: bool) -> tuple[str, ...]:
+    """Shorten keys, which may be secrets, to what all clients' have in common."""
+    return keys if show else tuple(f"{key.partition(':')[0]}:…" if ":" in key else "…" for key in keys)
 
 
 def _print_json(value: Any) -> None:

@@ -27,6 +27,7 @@ class Settings:
     kv_keys: Sequence[str] = ("client:{id}",)
     hard_delete: HardDelete = HardDelete.ALLOW
     verify_after: timedelta = timedelta(seconds=60)
+    keys_kept: timedelta = timedelta(days=7)
     retry_after: int = 5
     soft_delete_entries: SoftDeleteEntries = SoftDeleteEntries.REWRITE
 
@@ -168,6 +169,7 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "kv_keys": _kv_keys,
     "hard_delete": _hard_delete,
     "verify_after": _duration,
+    "keys_kept": _duration,
     "retry_after": _seconds,
     "soft_delete_entries": _soft_delete_entries,
 }

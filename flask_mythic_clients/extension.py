@@ -14,7 +14,7 @@ from .entries import Entries, EntryFunction, EntryRule, KeyTemplates
 from .errors import ConfigurationError
 from .ports import ClientRepository, KeyValueStore
 from .service import DeletionService
-from .several import SeveralStores
+from .several import join
 from .signals import announce
 from .views import create_blueprint
 
@@ -57,7 +57,7 @@ class MythicClients:
                 raise ConfigurationError(f"{argument}= takes a function, not {type(function).__name__}.")
         self._kind = check_kind(name)
         self._repository = repository
-        self._kv: KeyValueStore = stores[0] if len(stores) == 1 else SeveralStores(stores)
+        self._kv = join(stores)
         self._entries = entries
         self._verify_key = verify_key
         if app is not None:
@@ -83,6 +83,7 @@ class MythicClients:
             guard=settings.hard_delete,
             soft_delete_entries=settings.soft_delete_entries,
             verify_after=settings.verify_after,
+            keys_kept=settings.keys_kept,
             on_settled=partial(announce, app, kind),
         )
         verify_key = self._verify_key or AdminKeys(settings.admin_keys)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -75,6 +75,7 @@ class Change:
 class DeletionRecord:
     """A line of the ledger; pending while `settled_at` is None. Times are the repository's, aware, in UTC.
 
+    Long after it was verified, it has in place of its keys `kv_digests`: of each the SHA-256, in hex.
     `attempts` counts how often a reconcile tried in vain; `last_error` is what it met last.
     `kind` is the name under which its kind of client was mounted; the service says it, not the repository.
     """
@@ -89,6 +90,7 @@ class DeletionRecord:
     verified_at: datetime | None = None
     attempts: int = 0
     last_error: str | None = None
+    kv_digests: tuple[str, ...] = ()
     kind: str = "clients"
 
 
@@ -96,19 +98,79 @@ class DeletionRecord:
 class Holding:
     """Records held by an open transaction, and their clients as they are now (id → client).
 
-    A client that is gone is missing from `clients`.
+    A client that is gone is missing from `clients`; one that another transaction holds is among the `left`.
     """
 
     records: tuple[DeletionRecord, ...]
     clients: Mapping[str, Client]
+    left: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Mark:
+    """How far a key-value store remembers: what was done before the reconcile that `began` then.
+
+    Both times are the database's. As text, two times in ISO 8601 with a blank between them.
+    """
+
+    began: datetime
+    ended: datetime
+
+    @classmethod
+    def read(cls, text: str | bytes) -> "Mark | None":
+        """Return the mark that was written so; None where somebody else has written something else."""
+        text = text.decode(errors="replace") if isinstance(text, bytes) else text
+        try:
+            began, ended = map(datetime.fromisoformat, text.split(" "))
+        except ValueError:
+            return None
+        return cls(began, ended) if began.tzinfo and ended.tzinfo else None
+
+    def __str__(self) -> str:
+        return f"{self.began.isoformat()} {self.ended.isoformat()}"
+
+
+OVERDUE = timedelta(minutes=5)
+"""For how long a record may be due before somebody should look why reconcile does not run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How many records are pending, and since when the oldest."""
+    """How many records are pending, since how long the oldest, and how many are to be verified.
 
-    pending: int
-    oldest: datetime | None
+    `due` are all that are to be verified now, `overdue` those that have been for over five minutes, `failed`
+    those of either kind that a reconcile tried in vain.
+    """
+
+    pending: int = 0
+    oldest: timedelta | None = None
+    due: int = 0
+    overdue: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How it stands; `backlog` is None where the database is away, and each cause where its store is well.
+
+    `last_reconcile` is how long ago the last one ended that has gone all the way; None where the key-value
+    store does not know of one.
+    """
+
+    backlog: Backlog | None
+    last_reconcile: timedelta | None
+    database_away: str | None
+    kv_away: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is pending, has failed, is overdue or away."""
+        backlog = self.backlog
+        return not (
+            self.database_away is not None
+            or self.kv_away is not None
+            or (backlog is not None and (backlog.pending or backlog.failed or backlog.overdue))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +194,12 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """How many records a reconcile settled and verified, and how many clients it had to leave."""
+    """How many records a reconcile settled and verified, and how many clients it had to leave.
+
+    `blind` where the key-value store had lost what the ledger has no keys of any more.
+    """
 
     settled: int
     verified: int
     failed: int
+    blind: bool = False

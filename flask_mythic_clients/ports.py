@@ -5,11 +5,11 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import timedelta
-from typing import Protocol
+from datetime import datetime, timedelta
+from typing import Protocol, runtime_checkable
 
 from .entries import EntryRule, Value
-from .model import Backlog, Change, Client, DeletionRecord, Holding, Preview
+from .model import Backlog, Change, Client, DeletionRecord, Holding, Mark, Preview
 
 
 class KeyValueStore(Protocol):
@@ -23,6 +23,38 @@ class KeyValueStore(Protocol):
         Raises KeyValueStoreError when the store did not confirm: the work may or may not be done. Where it
         refuses some keys, it does the rest, and raises EntriesRefusedError.
         """
+        ...
+
+
+class Run(Protocol):
+    """A reconcile's run through a store, which tells whether the store was set back meanwhile."""
+
+    mark: Mark | None
+    """How far the store remembers; None where it has no mark."""
+
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        """Do what `KeyValueStore.apply` does, and count the call there, in the same round trip."""
+        ...
+
+    def close(self, mark: Mark) -> bool:
+        """Set the mark, in one atomic step, if the store knows this run and all that was counted.
+
+        Return False where it does not, or refused an entry in this run: it keeps the mark it has.
+        Raises KeyValueStoreError.
+        """
+        ...
+
+
+@runtime_checkable
+class RememberingStore(KeyValueStore, Protocol):
+    """A key-value store in which a mark can be left: if it comes back from a copy, so does an older mark."""
+
+    def read_mark(self, name: str) -> Mark | None:
+        """Return the mark of that name, None where there is none. Raises KeyValueStoreError."""
+        ...
+
+    def open_run(self, name: str) -> Run:
+        """Read the mark, and leave a key of a new run. Raises KeyValueStoreError."""
         ...
 
 
@@ -72,8 +104,19 @@ class DeletionSteps(Protocol):
         """
         ...
 
-    def hold(self, client_ids: Collection[str]) -> AbstractContextManager[Holding]:
-        """Hold the clients as they are, and no records; newer changes wait as they do for `verify`."""
+    def forget_keys(self, *, verified_before: datetime | None, kept: timedelta) -> int:
+        """Keep digests alone of the keys of some records, and return of how many; 0 where none is left.
+
+        They were verified before that time, if one is given, and at least `kept` ago.
+        """
+        ...
+
+    def hold(self, client_ids: Collection[str], *, wait: bool = True) -> AbstractContextManager[Holding]:
+        """Hold the clients as they are, and no records; newer changes wait as they do for `verify`.
+
+        A client that has a row, and could not be held, is among those that are `left`: without `wait` one
+        that another holds.
+        """
         ...
 
 
@@ -94,12 +137,28 @@ class DeletionLedger(Protocol):
         """
         ...
 
+    def done(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        """Return a page of records that were settled or verified at or after a time; None for all.
+
+        Those that have no keys any more are left out. Pages go on as those of `pending` do, in an order of
+        their own; a record that is verified meanwhile may come twice.
+        """
+        ...
+
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Return every record of the client, oldest first; also of a client that is gone."""
         ...
 
-    def backlog(self) -> Backlog:
-        """Count the pending records."""
+    def backlog(self, *, settled_for: timedelta) -> Backlog:
+        """Count what is to be done; due is what has been settled for at least that long."""
+        ...
+
+    def now(self) -> datetime:
+        """Return the database's time, aware, in UTC."""
+        ...
+
+    def address(self) -> str:
+        """Return what tells this database from others, without the name and password of a user."""
         ...
 
 

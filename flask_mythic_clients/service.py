@@ -15,7 +15,9 @@ from .errors import (
     EntriesRefusedError,
     ForeignError,
     HardDeleteForbiddenError,
+    KeyValueStoreError,
     MythicClientsError,
+    RepositoryError,
 )
 from .model import (
     Action,
@@ -24,23 +26,21 @@ from .model import (
     Client,
     DeletionRecord,
     HardDelete,
+    Health,
     Holding,
     Preview,
     Reconciliation,
     SoftDeleteEntries,
     check_client_id,
 )
-from .ports import ClientRepository, KeyValueStore
+from .ports import ClientRepository, KeyValueStore, RememberingStore, Run
+from .repair import PageAfter, Repair, mark_name, pages
 
 logger = logging.getLogger(__package__)
 
 
 class _Step(Protocol):
     def __call__(self, client_ids: Collection[str], /, *, wait: bool) -> Holding: ...
-
-
-class _PageAfter(Protocol):
-    def __call__(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]: ...
 
 
 class DeletionService:
@@ -60,6 +60,7 @@ class DeletionService:
         guard: HardDelete = HardDelete.ALLOW,
         soft_delete_entries: SoftDeleteEntries = SoftDeleteEntries.REWRITE,
         verify_after: timedelta = timedelta(seconds=60),
+        keys_kept: timedelta = timedelta(days=7),
         on_settled: Callable[[DeletionRecord], None] = lambda _: None,
     ) -> None:
         self._repository = repository
@@ -70,6 +71,7 @@ class DeletionService:
         self._guarded = guard is not HardDelete.ALLOW
         self.soft_delete_entries = soft_delete_entries
         self._verify_after = verify_after
+        self._keys_kept = keys_kept
         self._on_settled = on_settled
 
     def soft_delete(self, client_id: str, *, actor: str) -> None:
@@ -95,26 +97,50 @@ class DeletionService:
         """
         self._carry_out(Action.RESTORE, client_id, actor)
 
-    def reconcile(self) -> Reconciliation:
+    def reconcile(self, *, since: timedelta | None = None) -> Reconciliation:
         """Settle all that is pending, verify all that is due; safe anywhere, at any time.
+
+        Where the key-value store has come back from an older copy of itself, all is done again that the copy
+        did not have. A store that has no mark cannot tell: `since` is how far back to do all again.
 
         A client whose entries the host cannot name or the store refuses, or whose row or record another
         transaction holds, is logged, left for the next time and counted as failed; it holds up no other.
         Raises StoreError when a store is away: what is left stays pending.
         """
+        repair = Repair(self._repository, self._kv, self._kind, self._bring_in_line_again)
         settled = self._sweep(self._settle, self._repository.pending)
         due = partial(self._repository.due, settled_for=self._verify_after)
         verified = self._sweep(self._verify, due)
-        return Reconciliation(settled.records, verified.records, len(settled.left | verified.left))
+        left = settled.left | verified.left | repair.do_again(since)
+        repair.forget_keys(self._keys_kept)
+        blind = repair.is_blind(self._keys_kept)
+        return Reconciliation(settled.records, verified.records, len(left), blind)
 
     def pending(self) -> Iterator[DeletionRecord]:
         """Iterate over the records the key-value store has not confirmed yet, oldest first."""
-        for page in _pages(self._repository.pending):
+        for page in pages(self._repository.pending):
             yield from map(self._named, page)
 
     def backlog(self) -> Backlog:
-        """Count the pending records; for monitors."""
-        return self._repository.backlog()
+        """Count what is pending, to be verified and failed; raises StoreError."""
+        return self._repository.backlog(settled_for=self._verify_after)
+
+    def health(self) -> Health:
+        """Tell how it stands, for monitors; asks both stores, and raises nothing where one is away."""
+        backlog, mark, age = None, None, None
+        database_away, kv_away = None, None
+        name = mark_name(self._repository, self._kind)
+        try:
+            self._kv.apply(remove=[f"{name}:probe"], overwrite={})  # no such
+            mark = self._kv.read_mark(name) if isinstance(self._kv, RememberingStore) else None
+        except KeyValueStoreError as error:
+            kv_away = f"{error} {error.cause}".rstrip()
+        try:
+            backlog = self.backlog()
+            age = self._repository.now() - mark.ended if mark else None
+        except RepositoryError as error:
+            database_away = f"{error} {error.cause}".rstrip()
+        return Health(backlog, age, database_away, kv_away)
 
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Return all that was done to a client, oldest first; raises InvalidClientIdError."""
@@ -180,7 +206,7 @@ class DeletionService:
 
     def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
         with self._repository.settle(client_ids, wait=wait) as holding:
-            self._bring_in_line(holding)
+            self._bring_in_line(holding, self._kv, removals=holding.records)
         for record in holding.records:
             self._on_settled(record)
         return holding
@@ -190,13 +216,16 @@ class DeletionService:
 
     def _verify(self, client_ids: Collection[str], *, wait: bool) -> Holding:
         with self._repository.verify(client_ids, settled_for=self._verify_after, wait=wait) as holding:
-            try:
-                found = self._bring_in_line(holding)
-            except EntriesRefusedError as error:
-                self._warn(holding, set(error.removed))
-                raise
-        self._warn(holding, found)
+            self._bring_in_line_again(holding, self._kv)
         return holding
+
+    def _bring_in_line_again(self, holding: Holding, store: KeyValueStore | Run) -> None:
+        try:
+            found = self._bring_in_line(holding, store)
+        except EntriesRefusedError as error:
+            self._warn(holding, set(error.removed))
+            raise
+        self._warn(holding, found)
 
     def _warn(self, holding: Holding, found: set[str]) -> None:
         """Log the entries that had come back, and are removed."""
@@ -205,14 +234,21 @@ class DeletionService:
                 found -= again  # an older record may name the same keys
                 logger.warning(
                     "Client %s: entries had come back after record %d was settled, and are removed: %d. "
-                    "Something writes entries from rows it read long before.",
+                    "Something writes entries from rows it read long before, or the key-value store has come "
+                    "back from an older copy.",
                     record.client_id,
                     record.id,
                     len(again),
                 )
 
-    def _bring_in_line(self, holding: Holding) -> set[str]:
-        """Make the key-value store agree with the rows as they are now; return the keys removed."""
+    def _bring_in_line(
+        self, holding: Holding, store: KeyValueStore | Run, removals: Collection[DeletionRecord] = ()
+    ) -> set[str]:
+        """Make the key-value store agree with the rows as they are now; return the keys removed.
+
+        What a hard delete among the `removals` names, and no value is known for, is removed also where the
+        row owns it: that is a newer client's under an old id, and the old one's entry is still there.
+        """
         if not holding.records:
             return set()
         owned: dict[str, Entries] = {}
@@ -228,21 +264,20 @@ class DeletionService:
                     remove.add(key)
                 elif (value := entries[key]) is not None:
                     overwrite[key] = value
-                elif record.action is Action.HARD and record.verified_at is None:
-                    # The row is a newer client's under an old id, and the old one's entry was never removed.
+                elif record.action is Action.HARD and record in removals:
                     remove.add(key)
         try:
-            return self._kv.apply(remove=remove, overwrite=overwrite)
+            return store.apply(remove=remove, overwrite=overwrite)
         except EntriesRefusedError as error:
             error.of(record.client_id for record in holding.records if error.keys & {*record.kv_keys})
             raise
 
-    def _sweep(self, step: _Step, page_after: _PageAfter) -> "_Swept":
+    def _sweep(self, step: _Step, page_after: PageAfter) -> "_Swept":
         """Take the step for all clients on the pages."""
         swept = _Swept()
         # First what nobody holds, so that many reconcile side by side; then what its holder has not finished.
         for wait in (False, True):
-            for page in _pages(page_after):
+            for page in pages(page_after):
                 if not (client_ids := sorted({record.client_id for record in page} - swept.left)):
                     continue
                 try:
@@ -251,9 +286,9 @@ class DeletionService:
                     return swept + self._left_to_others(page_after, swept.left)
         return swept
 
-    def _left_to_others(self, page_after: _PageAfter, known: Collection[str]) -> "_Swept":
+    def _left_to_others(self, page_after: PageAfter, known: Collection[str]) -> "_Swept":
         """Return what is still to be done; one wait was enough, or each that is held would cost another."""
-        left = {record.client_id for page in _pages(page_after) for record in page} - set(known)
+        left = {record.client_id for page in pages(page_after) for record in page} - set(known)
         if left:
             logger.warning(
                 "Clients left, for another transaction holds them: %d, %s first.", len(left), min(left)
@@ -293,13 +328,6 @@ class _Swept:
 
     def __add__(self, other: "_Swept") -> "_Swept":
         return _Swept(self.records + other.records, self.left | other.left)
-
-
-def _pages(page_after: _PageAfter) -> Iterator[Sequence[DeletionRecord]]:
-    after = None
-    while page := page_after(after=after):
-        yield page
-        after = page[-1]
 
 
 _GUARD_MESSAGES = {

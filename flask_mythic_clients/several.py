@@ -1,10 +1,19 @@
 """Several key-value stores as one: a cache and sessions, for example."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from .entries import Value
 from .errors import EntriesRefusedError, KeyValueStoreError
-from .ports import KeyValueStore
+from .model import Mark
+from .ports import KeyValueStore, RememberingStore, Run
+
+
+def join(stores: Sequence[KeyValueStore]) -> KeyValueStore:
+    """Return several stores as one, which has a mark where one of them may have one."""
+    if len(stores) == 1:
+        return stores[0]
+    remember = any(isinstance(store, RememberingStore) for store in stores)
+    return RememberingStores(stores) if remember else SeveralStores(stores)
 
 
 class SeveralStores:
@@ -18,20 +27,63 @@ class SeveralStores:
 
     def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
         """Fulfil `ports.KeyValueStore.apply`; one that is away keeps the others from nothing."""
-        removed: set[str] = set()
-        refusals: list[EntriesRefusedError] = []
-        away: KeyValueStoreError | None = None
-        for store in self._stores:
-            try:
-                removed |= store.apply(remove=remove, overwrite=overwrite)
-            except EntriesRefusedError as error:
-                refusals.append(error)
-                removed |= error.removed
-            except KeyValueStoreError as error:
-                away = error
-        if away is not None:
-            raise away
-        if refusals:
-            refused = frozenset[str]().union(*(error.keys for error in refusals))
-            raise EntriesRefusedError(keys=refused, removed=removed) from refusals[0].__cause__
-        return removed
+        return _apply((store.apply for store in self._stores), remove, overwrite)
+
+
+class RememberingStores(SeveralStores):
+    """Remembers as far as that store of several does that remembers least."""
+
+    def read_mark(self, name: str) -> Mark | None:
+        """Fulfil `ports.RememberingStore.read_mark`."""
+        return _oldest(store.read_mark(name) for store in self._remembering())
+
+    def open_run(self, name: str) -> Run:
+        """Fulfil `ports.RememberingStore.open_run`."""
+        runs = {id(store): store.open_run(name) for store in self._remembering()}
+        return _Runs(list(runs.values()), [runs.get(id(store), store).apply for store in self._stores])
+
+    def _remembering(self) -> list[RememberingStore]:
+        return [store for store in self._stores if isinstance(store, RememberingStore)]
+
+
+class _Runs:
+    """Fulfils `ports.Run`."""
+
+    def __init__(self, runs: Sequence[Run], apply: Sequence[Callable[..., set[str]]]) -> None:
+        self._runs, self._apply = runs, apply
+        self.mark = _oldest(run.mark for run in runs)
+
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        return _apply(self._apply, remove, overwrite)
+
+    def close(self, mark: Mark) -> bool:
+        closed = [run.close(mark) for run in self._runs]
+        return all(closed)
+
+
+def _oldest(marks: Iterable[Mark | None]) -> Mark | None:
+    found = list(marks)
+    known = [mark for mark in found if mark is not None]
+    return min(known) if len(known) == len(found) else None
+
+
+def _apply(
+    each: Iterable[Callable[..., set[str]]], remove: Collection[str], overwrite: Mapping[str, Value]
+) -> set[str]:
+    removed: set[str] = set()
+    refusals: list[EntriesRefusedError] = []
+    away: KeyValueStoreError | None = None
+    for apply in each:
+        try:
+            removed |= apply(remove=remove, overwrite=overwrite)
+        except EntriesRefusedError as error:
+            refusals.append(error)
+            removed |= error.removed
+        except KeyValueStoreError as error:
+            away = error
+    if away is not None:
+        raise away
+    if refusals:
+        refused = frozenset[str]().union(*(error.keys for error in refusals))
+        raise EntriesRefusedError(keys=refused, removed=removed) from refusals[0].__cause__
+    return removed

@@ -128,7 +128,7 @@ def empty_kv(find_server: FindServer, pytestconfig: pytest.Config) -> Iterator[C
             url = find_server("valkey").url
         raw = redis.Redis.from_url(url, decode_responses=True)
         store = RedisStore.from_url(url)
-        opened.extend((raw, store._client))
+        opened.extend((raw, store))
         raw.flushdb()
         return KeyValue(store, raw, url)
 

@@ -3,19 +3,32 @@
 Held to the same contracts as the real ones. Another process does not see them.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from threading import Condition, Lock
 from types import SimpleNamespace
 from typing import Any
 
 from ..entries import EntryRule, Value
 from ..errors import DatabaseRefusedError, EntriesRefusedError
-from ..model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
+from ..leases import LEASE_SECONDS, get_or_fill, lease_of
+from ..model import (
+    OVERDUE,
+    Action,
+    Backlog,
+    Change,
+    Client,
+    DeletionRecord,
+    Holding,
+    Mark,
+    Preview,
+)
 
 _PAGE = 100
 
@@ -34,6 +47,8 @@ class MemoryStore:
     def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
         """Fulfil `ports.KeyValueStore.apply`."""
         with self._lock:
+            for key in (*remove, *overwrite):
+                self._entries.pop(lease_of(key), None)
             refused = self._refused.intersection([*remove, *overwrite])
             for key, value in overwrite.items():
                 if key not in refused and (entry := self._alive(key)) is not None:
@@ -47,10 +62,62 @@ class MemoryStore:
                 raise EntriesRefusedError(keys=refused, removed=found)
             return found
 
+    def fetch(self, key: str, load: Callable[[], Value | None], *, expire: float) -> bytes | None:
+        """Do what `RedisStore.fetch` does."""
+        return get_or_fill(self, key, load, expire)
+
+    def find(self, key: str) -> bytes | None:
+        """Fulfil `leases.Leases.find`."""
+        value = self.get(key)
+        return value.encode() if isinstance(value, str) else value
+
+    def lease(self, key: str) -> str | None:
+        """Fulfil `leases.Leases.lease`."""
+        with self._lock:
+            if self._alive(lease_of(key)) is not None:
+                return None
+            token = secrets.token_hex(8)
+            self._entries[lease_of(key)] = (token, time.monotonic() + LEASE_SECONDS)
+            return token
+
+    def fill(self, key: str, token: str, value: Value | None, expire: float) -> None:
+        """Fulfil `leases.Leases.fill`."""
+        with self._lock:
+            held = self._alive(lease_of(key))
+            if held is None or held[0] != token:
+                return
+            del self._entries[lease_of(key)]
+            if value is not None and self._alive(key) is None:
+                self._entries[key] = (value, time.monotonic() + expire)
+
+    def read_mark(self, name: str) -> Mark | None:
+        """Fulfil `ports.RememberingStore.read_mark`."""
+        text = self.get(f"{name}:mark")
+        return None if text is None else Mark.read(text)
+
+    def open_run(self, name: str) -> "MemoryRun":
+        """Fulfil `ports.RememberingStore.open_run`."""
+        return MemoryRun(self, name)
+
     def refuse(self, *keys: str) -> None:
         """Refuse from now on what is to be done to these keys, and to no others."""
         with self._lock:
             self._refused = set(keys)
+
+    def replace(self, key: str, old: Value, new: Value, move_to: str | None = None) -> bool:
+        """Give an entry another value, and a key, in one step; return False where it had not the old one."""
+        with self._lock:
+            entry = self._alive(key)
+            if entry is None or entry[0] != old:
+                return False
+            del self._entries[key]
+            self._entries[move_to or key] = (new, None)
+            return True
+
+    def flush(self) -> None:
+        """Lose all entries."""
+        with self._lock:
+            self._entries.clear()
 
     def get(self, key: str) -> Value | None:
         """Return the entry's value, or None."""
@@ -77,6 +144,33 @@ class MemoryStore:
             del self._entries[key]
             return None
         return entry
+
+
+class MemoryRun:
+    """Fulfils `ports.Run`."""
+
+    def __init__(self, store: MemoryStore, name: str) -> None:
+        self._store, self._name = store, name
+        self._key = f"{name}:run:{secrets.token_hex(8)}"
+        self._pages, self._refused = 0, False
+        store.set(self._key, "0")  # first: where the store is set back in between, this is gone
+        self.mark = store.read_mark(name)
+
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        """Fulfil `Run.apply`."""
+        self._pages += 1
+        try:
+            found = self._store.apply(remove=remove, overwrite=overwrite)
+        except EntriesRefusedError:
+            self._refused = True
+            raise
+        self._store.replace(self._key, f"{self._pages - 1}", f"{self._pages}")
+        return found
+
+    def close(self, mark: Mark) -> bool:
+        """Fulfil `Run.close`."""
+        counted, at = f"{self._pages}", f"{self._name}:mark"
+        return not self._refused and self._store.replace(self._key, counted, f"{mark}", move_to=at)
 
 
 class MemoryRepository:
@@ -145,11 +239,22 @@ class MemoryRepository:
                     noted = replace(record, attempts=record.attempts + 1, last_error=error[:255])
                     self._records[record.id] = noted
 
+    def forget_keys(self, *, verified_before: datetime | None, kept: timedelta) -> int:
+        """Fulfil `ports.DeletionSteps.forget_keys`."""
+        with self._changed:
+            until = self._clock() - kept
+            old = [record for record in self._records.values() if _is_old(record, until, verified_before)]
+            for record in old:
+                digests = tuple(sha256(key.encode()).hexdigest() for key in record.kv_keys)
+                self._records[record.id] = replace(record, kv_keys=(), kv_digests=digests)
+            return len(old)
+
     @contextmanager
-    def hold(self, client_ids: Collection[str]) -> Iterator[Holding]:
+    def hold(self, client_ids: Collection[str], *, wait: bool = True) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.hold`."""
-        with self._hold(client_ids, wait=True) as held:
-            yield from self._stamping(held, ())
+        with self._hold(client_ids, wait) as held:
+            for holding in self._stamping(held, ()):
+                yield replace(holding, left=frozenset(client_ids) - frozenset(held))
 
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.pending`."""
@@ -165,16 +270,34 @@ class MemoryRepository:
         found.sort(key=_age)
         return [record for record in found if after is None or _age(record) > _age(after)][:_PAGE]
 
+    def done(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.done`."""
+        with self._changed:
+            found = [record for record in self._records.values() if _is_done(record, since)]
+        return [record for record in found if after is None or record.id > after.id][:_PAGE]
+
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
         with self._changed:
             return self._of([client_id])
 
-    def backlog(self) -> Backlog:
+    def backlog(self, *, settled_for: timedelta) -> Backlog:
         """Fulfil `ports.DeletionLedger.backlog`."""
         with self._changed:
-            pending = [r.requested_at for r in self._records.values() if r.settled_at is None]
-        return Backlog(len(pending), min(pending, default=None))
+            now, records = self._clock(), list(self._records.values())
+        ages = [now - record.requested_at for record in records if record.settled_at is None]
+        due = [record for record in records if _is_due(record, now - settled_for)]
+        overdue = [record for record in due if _is_due(record, now - settled_for - OVERDUE)]
+        failed = [record for record in records if record.attempts and record.verified_at is None]
+        return Backlog(len(ages), max(ages, default=None), len(due), len(overdue), len(failed))
+
+    def now(self) -> datetime:
+        """Fulfil `ports.DeletionLedger.now`."""
+        return self._clock()
+
+    def address(self) -> str:
+        """Fulfil `ports.DeletionLedger.address`: there is no other."""
+        return "memory"
 
     def clients(self) -> Sequence[Client]:
         """Fulfil `ports.ClientDirectory.clients`."""
@@ -241,6 +364,18 @@ def _is_due(record: DeletionRecord, settled_before: datetime) -> bool:
     return (
         record.settled_at is not None and record.settled_at <= settled_before and record.verified_at is None
     )
+
+
+def _is_old(record: DeletionRecord, until: datetime, before: datetime | None) -> bool:
+    """Whether a record that has its keys was verified up to a time, and before another."""
+    at = record.verified_at
+    return bool(record.kv_keys) and at is not None and at <= until and (before is None or at < before)
+
+
+def _is_done(record: DeletionRecord, since: datetime | None) -> bool:
+    """Whether a record that has its keys was settled, or verified, at or after that."""
+    latest = record.verified_at or record.settled_at
+    return bool(record.kv_keys) and latest is not None and (since is None or latest >= since)
 
 
 def _age(record: DeletionRecord) -> tuple[datetime | None, int]:

@@ -19,11 +19,16 @@ A repository joins `ClientRepositoryContract` with the fixtures that its docstri
 import pytest
 
 # Before the contracts are imported, or their assertions would fail without showing the values.
-_CONTRACTS = ("fixtures", "recording", "settling", "verifying", "reading", "key_value_store")
+_CONTRACTS = [
+    *("fixtures", "recording", "settling", "verifying", "repairing", "reading"),
+    *("key_value_store", "remembering", "leasing"),
+]
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACTS))
 
 from .fixtures import AddClient, KeepRows, LetTimePass  # noqa: E402 - see above
 from .key_value_store import KeyValueStoreContract, RawStore  # noqa: E402 - see above
+from .leasing import ReadThroughContract, ReadThroughStore  # noqa: E402 - see above
+from .remembering import RememberingStoreContract  # noqa: E402 - see above
 from .repository import ClientRepositoryContract  # noqa: E402 - see above
 
 __all__ = [
@@ -33,4 +38,7 @@ __all__ = [
     "KeyValueStoreContract",
     "LetTimePass",
     "RawStore",
+    "ReadThroughContract",
+    "ReadThroughStore",
+    "RememberingStoreContract",
 ]

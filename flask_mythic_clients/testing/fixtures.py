@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import pytest
 
 from ..entries import EntryFunction, KeyTemplates
-from ..model import Action, Change, DeletionRecord, Holding
+from ..model import Action, Backlog, Change, DeletionRecord, Holding
 from ..ports import ClientRepository
 
 _T = TypeVar("_T")
@@ -207,6 +207,10 @@ def _verify(
 ) -> Holding:
     with repository.verify(client_ids, settled_for=settled_for, wait=wait) as holding:
         return holding
+
+
+def _backlog(repository: ClientRepository, settled_for: timedelta = _LONG) -> Backlog:
+    return repository.backlog(settled_for=settled_for)
 
 
 def _active(repository: ClientRepository) -> dict[str, bool]:

@@ -47,11 +47,11 @@ class RawStore(Protocol):
         ...
 
 
-class KeyValueStoreContract:
-    """A store joins by overriding the fixtures `store` and `raw`; every test needs them empty."""
+class StoreFixtures:
+    """What a store overrides; every test needs `store` and `raw` empty."""
 
     @pytest.fixture
-    def store(self) -> KeyValueStore:
+    def store(self) -> Any:
         """Return the store under test."""
         raise NotImplementedError(
             f"{type(self).__name__}: override the fixture `store` to return your KeyValueStore."
@@ -65,6 +65,10 @@ class KeyValueStoreContract:
             "set(key, value, ex=seconds) and ttl(key) on the entries of `store`; a redis.Redis with "
             "decode_responses=True is one."
         )
+
+
+class KeyValueStoreContract(StoreFixtures):
+    """A store joins by overriding the fixtures `store` and `raw`."""
 
     @pytest.fixture
     def refuse_all_but(self) -> Callable[..., bool]:

@@ -1,6 +1,7 @@
 """What is read from a repository."""
 # ruff: noqa: D102 - the name of a test is its docstring
 
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
@@ -21,6 +22,7 @@ from .fixtures import (
     LetTimePass,
     RepositoryFixtures,
     _active,
+    _backlog,
     _change,
     _numbers,
     _record,
@@ -71,7 +73,7 @@ class ReadingContract(RepositoryFixtures):
         (pending,) = repository.pending(after=None)
         times = [(r.requested_at, r.settled_at, r.verified_at) for r in (*held, *repository.history(acme))]
         found = [time for record in times for time in record if time is not None]
-        found += [pending.requested_at, *filter(None, [repository.backlog().oldest])]
+        found += [pending.requested_at, repository.now()]
         assert len(found) == 3 + 3 + 1 + 1 + 1
         assert {time.utcoffset() for time in found} == {timedelta(0)}
 
@@ -88,21 +90,52 @@ class ReadingContract(RepositoryFixtures):
     def test_a_client_that_never_was_has_no_history(self, repository: ClientRepository) -> None:
         assert list(repository.history(self.ids[0])) == []
 
-    def test_the_backlog_counts_the_pending_records_and_names_the_oldest(
+    def test_the_backlog_counts_the_pending_records_and_tells_how_old_the_oldest_is(
         self, repository: ClientRepository, add_client: AddClient, let_time_pass: LetTimePass
     ) -> None:
         acme, acme2, _ = self.ids
-        assert repository.backlog() == Backlog(0, None)
+        assert _backlog(repository) == Backlog()
         for client_id in (acme, acme2):
             add_client(client_id)
         for client_id, action in ((acme2, _SOFT), (acme, _SOFT), (acme, _HARD)):
             _record(repository, client_id, action)
             let_time_pass(10)
-        assert repository.backlog() == Backlog(3, repository.history(acme2)[0].requested_at)
-        _settle(repository, acme2)
-        assert repository.backlog() == Backlog(2, repository.history(acme)[0].requested_at)
-        _settle(repository, acme)
-        assert repository.backlog() == Backlog(0, None)
+        for pending, oldest, settled in ((3, 30, acme2), (2, 20, acme)):
+            backlog = _backlog(repository)
+            assert backlog.oldest is not None
+            assert oldest <= backlog.oldest.total_seconds() < oldest + 10
+            assert replace(backlog, oldest=None) == Backlog(pending)
+            _settle(repository, settled)
+        assert _backlog(repository) == Backlog()
+
+    def test_the_backlog_counts_what_is_due_overdue_and_failed(
+        self, repository: ClientRepository, add_client: AddClient, let_time_pass: LetTimePass
+    ) -> None:
+        for client_id in self.ids:
+            add_client(client_id)
+            _record(repository, client_id, _SOFT)
+            _settle(repository, client_id)
+        window = timedelta(seconds=60)
+        assert _backlog(repository, window) == Backlog()
+        let_time_pass(70)
+        assert _backlog(repository, window) == Backlog(due=3)
+        let_time_pass(300)
+        repository.note_failure([self.ids[0]], "why")
+        assert _backlog(repository, window) == Backlog(due=3, overdue=3, failed=1)
+        _verify(repository, self.ids[0])
+        assert _backlog(repository, window) == Backlog(due=2, overdue=2)
+
+    def test_the_time_is_that_of_the_records(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        before = repository.now()
+        _record(repository, acme, _SOFT)
+        assert before <= repository.history(acme)[0].requested_at <= repository.now()
+
+    def test_the_address_tells_the_same_each_time(self, repository: ClientRepository) -> None:
+        assert repository.address() == repository.address() != ""
 
     def test_nothing_is_unfinished_at_first(self, repository: ClientRepository) -> None:
         assert list(repository.pending(after=None)) == []
@@ -203,7 +236,7 @@ class ReadingContract(RepositoryFixtures):
         assert (inactive.client.id, inactive.client.active) == (acme2, False)
         assert _active(repository) == {acme: True, acme2: False}
         assert list(repository.history(acme)) == []
-        assert repository.backlog() == Backlog(0, None)
+        assert _backlog(repository) == Backlog()
 
     @pytest.mark.parametrize("name", [" Zoë\\\"'{id} ", None])
     @_rules

@@ -25,6 +25,7 @@ from .fixtures import (
     RepositoryFixtures,
     _actions,
     _active,
+    _backlog,
     _change,
     _PlannedError,
     _rules,
@@ -84,7 +85,7 @@ class RecordingContract(RepositoryFixtures):
             assert repository.record(_change(acme, action), rule) is False, action
         assert _active(repository) == {acme2: True}
         assert repository.history(acme) == []
-        assert repository.backlog() == Backlog(0, None)
+        assert _backlog(repository) == Backlog()
 
     @_rules
     def test_recording_what_is_already_so_does_nothing(
@@ -96,7 +97,7 @@ class RecordingContract(RepositoryFixtures):
         assert repository.record(_change(acme, _SOFT), rule) is False
         assert repository.record(_change(acme2, _RESTORE), rule) is False
         assert _active(repository) == {acme: False, acme2: True}
-        assert repository.backlog() == Backlog(0, None)
+        assert _backlog(repository) == Backlog()
 
     @_rules
     def test_only_if_inactive_holds_a_hard_delete_back_from_an_active_client(

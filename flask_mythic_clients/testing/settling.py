@@ -22,6 +22,7 @@ from .fixtures import (
     _TEMPLATES,
     AddClient,
     RepositoryFixtures,
+    _backlog,
     _change,
     _PlannedError,
     _record,
@@ -344,4 +345,4 @@ class SettlingContract(RepositoryFixtures):
         settled = [number for settler in settlers for number in settler.result()]
         every = [record.id for client_id in self.ids for record in repository.history(client_id)]
         assert sorted(settled) == sorted(every)
-        assert repository.backlog().pending == 0
+        assert _backlog(repository).pending == 0

@@ -7,12 +7,16 @@ import pytest
 
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.ports import KeyValueStore
-from flask_mythic_clients.testing import KeyValueStoreContract
+from flask_mythic_clients.testing import (
+    KeyValueStoreContract,
+    ReadThroughContract,
+    RememberingStoreContract,
+)
 from tests.hosts import KeyValue
 
 
-class OurStoreContract(KeyValueStoreContract):
-    """The contract for one kind of store of ours."""
+class OurStoreContract(KeyValueStoreContract, RememberingStoreContract, ReadThroughContract):
+    """The contracts for one kind of store of ours."""
 
     kind: str
 
@@ -31,7 +35,8 @@ class OurStoreContract(KeyValueStoreContract):
     @pytest.fixture
     def refuse_all_but(self, raw: Any) -> Iterator[Callable[..., bool]]:
         def refuse(*keys: str) -> bool:
-            raw.acl_setuser("default", enabled=True, nopass=True, reset_keys=True, keys=keys)
+            every = [*keys, "mythic:lease:*"]
+            raw.acl_setuser("default", enabled=True, nopass=True, reset_keys=True, keys=every)
             return True
 
         yield refuse
@@ -50,6 +55,9 @@ class TestMemoryStore(OurStoreContract):
             return True
 
         return refuse
+
+    def set_back(self, raw: MemoryStore) -> None:
+        raw.flush()
 
 
 class TestRedisStore(OurStoreContract):

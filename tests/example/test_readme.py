@@ -94,7 +94,7 @@ def test_the_python_blocks_run_in_their_order(
             names["limit_guesses"](app)
             statuses = [app.test_client().delete("/api/v1/clients/x").status_code for _ in range(31)]
             assert statuses == [401] * 30 + [429]
-        names["clients"]._kv._client.close()
+        names["clients"]._kv.close()
 
 
 def _delete_an_account(names: dict[str, Any], key: str, kv: KeyValue) -> None:

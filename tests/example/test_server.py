@@ -60,7 +60,9 @@ def test_commands_beside_the_server_see_the_same_stores(server: Example) -> None
     assert server.get("demo-1").json()["status"] is False
     assert server.flask("restore", "demo-1").returncode == 0
     assert server.get("demo-1").json()["status"] is True
-    preview = json.loads(server.flask("delete", "demo-1", "--hard", "--dry-run", "--json").stdout)
+    preview = json.loads(
+        server.flask("delete", "demo-1", "--hard", "--dry-run", "--show-keys", "--json").stdout
+    )
     assert preview["kv_keys"] == ["client:demo-1", "publishable_key:pk_demo_1"]
     assert server.flask("delete", "demo-1", "--hard", "--yes").returncode == 0
     assert server.get("demo-1").status_code == 404

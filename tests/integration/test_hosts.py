@@ -45,7 +45,7 @@ STORY = {
     "hard": (200, *GONE),
     "hard again": (404, *GONE),
     "history": ["soft", "restore", "soft", "hard"],
-    "status": (0, "pending 0, oldest -\n"),
+    "status": (0, "pending 0, oldest -, due 0, overdue 0, failed 0, last reconcile -\n"),
 }
 # What the two apps with versions have kept: the recipe what was, Continuum what became of it. The first ones
 # come from the app's own form.
@@ -106,7 +106,10 @@ def walk(name: str, url: str, folder: Path) -> dict[str, Any]:
             "soft again": delete(""),
             "restore": (command("restore", id).exit_code, *seen()),
             "soft after that": delete(""),
-            "dry run": ((tried := command("delete", "--hard", "--dry-run", id)).exit_code, *seen()),
+            "dry run": (
+                (tried := command("delete", "--hard", "--dry-run", "--show-keys", id)).exit_code,
+                *seen(),
+            ),
             "the dry run names the entry": f"entry {key}: would be removed\n" in tried.stdout,
             "hard": delete("?hard=true"),
             "hard again": delete("?hard=true"),

@@ -36,7 +36,7 @@ def test_its_columns_stay_as_they_are(dialect: Any, number: str, id: str) -> Non
         f"CREATE TABLE client_deletions ( id {number}, client_id {id} NOT NULL, "
         "action VARCHAR(16) NOT NULL, actor TEXT NOT NULL, kv_keys JSON NOT NULL, "
         f"requested_at {time} NOT NULL, settled_at {time}, verified_at {time}, attempts INTEGER, "
-        "last_error VARCHAR(255), PRIMARY KEY (id) )"
+        f"last_error VARCHAR(255), digested_at {time}, PRIMARY KEY (id) )"
     )
 
 

@@ -11,7 +11,7 @@ import flask_mythic_clients
 from tests.hosts import KeyValue, mounting
 
 PACKAGE = f"{os.path.dirname(flask_mythic_clients.__file__)}{os.sep}"
-FRAMES = 41
+FRAMES = 46
 STEPS = 2
 # On MariaDB each statement passes through a listener, which sets how long it may wait.
 STATEMENTS = {"mariadb": 6}

@@ -17,9 +17,9 @@ from .scene import BOUNDED, Scene, make_scene
 
 MANY = 100_000
 FEW = 20
-COLUMNS = "client_id, action, actor, kv_keys, requested_at, settled_at, verified_at"
+COLUMNS = "client_id, action, actor, kv_keys, requested_at, settled_at, verified_at, digested_at"
 INSERT = f"INSERT INTO client_deletions ({COLUMNS})"
-VALUES = "'soft', 'tests', '[]', {then}, {settled}, {verified}"
+VALUES = "'soft', 'tests', '[]', {then}, {settled}, {verified}, {digested}"
 # {then} is a time that differs from row to row, as in life: the planners count distinct values.
 FILL = {
     "sqlite": "WITH RECURSIVE s(seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM s WHERE seq < {rows}) "
@@ -47,18 +47,31 @@ def scene(database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Sc
 def _fill(scene: Scene, *, finished: int, pending: int, unverified: int) -> None:
     then, null = THEN[scene.kind], NULL[scene.kind]
     analyze = "ANALYZE TABLE" if scene.kind == "mariadb" else "ANALYZE"
-    kinds = ((finished, then, then), (pending, null, null), (unverified, then, null))
+    kinds = (
+        (finished, then, then, then),
+        (FEW, then, then, null),
+        (pending, null, null, null),
+        (unverified, then, null, null),
+    )
     with scene.host.flask.app_context(), scene.host.db.engine.begin() as connection:
-        for rows, settled, verified in kinds:
-            fill = FILL[scene.kind].format(rows=rows, then=then, settled=settled, verified=verified)
+        for rows, settled, verified, digested in kinds:
+            times = {"settled": settled, "verified": verified, "digested": digested}
+            fill = FILL[scene.kind].format(rows=rows, then=then, **times)
             connection.exec_driver_sql(fill)
         connection.exec_driver_sql(f"{analyze} client_deletions").close()
 
 
+def _ledger(scene: Scene) -> SQLAlchemyRepository:
+    return SQLAlchemyRepository(scene.host.db, scene.host.model)
+
+
+DAY = timedelta(days=1)
 LOOKS: dict[str, Callable[[Scene], Any]] = {
     "what is pending": lambda scene: list(scene.host.clients.service.pending()),
     "the backlog": lambda scene: scene.host.clients.service.backlog(),
     "all of reconcile": lambda scene: scene.host.clients.service.reconcile(),
+    "what was done lately": lambda scene: _ledger(scene).done(since=_ledger(scene).now() - DAY, after=None),
+    "what was ever done": lambda scene: _ledger(scene).done(since=None, after=None),
     "a request": lambda scene: scene.host.clients.service.soft_delete("acme", actor="tests"),
 }
 
@@ -93,8 +106,18 @@ def test_a_reconcile_finds_the_few_among_the_many(scene: Scene) -> None:
     done = scene.reconcile()
     # What was just settled is too young to be verified.
     assert (done.settled, done.verified, done.failed) == (FEW, FEW, 0)
+    # Those that were verified long ago have lost their keys.
+    assert _ledger_counts(scene) == (MANY + FEW, FEW + FEW)
     scene.act(Action.SOFT)
     assert scene.agrees()
+
+
+def _ledger_counts(scene: Scene) -> tuple[int, int]:
+    """Count the records that have no keys any more, and those that have."""
+    with scene.second_connection() as connection:
+        counted = connection.execute(sa.text("SELECT count(digested_at), count(*) FROM client_deletions"))
+        without, every = counted.one()
+        return without, every - without
 
 
 def _statements(scene: Scene, look: Callable[[Scene], Any]) -> list[tuple[str, Any]]:
@@ -103,6 +126,7 @@ def _statements(scene: Scene, look: Callable[[Scene], Any]) -> list[tuple[str, A
 
     def note(_conn: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
         statement = statement.removeprefix(BOUNDED)
+        parameters = parameters[0] if isinstance(parameters, list) else parameters  # of many, the first
         if "client_deletions" in statement and not statement.startswith("INSERT"):
             found.append((statement, parameters))
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,20 @@ def host(mount: Callable[..., Host], store: MemoryStore) -> Host:
     host = mount()
     _add(host, store, "acme")
     return host
+
+
+@pytest.fixture
+def plain(tmp_path: Path, store: MemoryStore) -> Iterator[Host]:
+    """Client `acme`, on a store that has a mark."""
+    with mounting(f"sqlite:///{tmp_path / 'test.db'}", store) as mounted:
+        host = mounted()
+        host.add(id="acme")
+        yield host
+
+
+def _drop_all(host: Host) -> None:
+    with host.flask.app_context(), host.db.engine.begin() as connection:
+        host.db.metadata.drop_all(connection)
 
 
 def _add(host: Host, store: MemoryStore, id: str) -> None:
@@ -217,7 +232,7 @@ class TestDryRun:
         before = contents(host, store, *KEYS)
         gate.closed = True  # not even asked
         flag = ["--hard"] if hard else []
-        result = _run(host, "delete", "--dry-run", "--json", *flag, "acme")
+        result = _run(host, "delete", "--dry-run", "--show-keys", "--json", *flag, "acme")
         assert (result.exit_code, result.stderr) == (DONE, "")
         shown = json.loads(result.stdout)
         assert list(shown) == ["id", "hard", "row", "dependents", "kv_keys"]
@@ -232,7 +247,9 @@ class TestDryRun:
 
     def test_a_key_of_a_null_column_is_in_neither(self, host: Host) -> None:
         host.add(id="bare", name="")
-        shown = json.loads(_run(host, "delete", "--dry-run", "--json", "--hard", "bare").stdout)
+        shown = json.loads(
+            _run(host, "delete", "--dry-run", "--show-keys", "--json", "--hard", "bare").stdout
+        )
         _run(host, "delete", "--hard", "--yes", "bare")
         assert shown["kv_keys"] == list(host.records("bare")[0].kv_keys) == ["client:bare"]
 
@@ -241,7 +258,7 @@ class TestDryRun:
     ) -> None:
         host = mount(MYTHIC_CLIENTS_SOFT_DELETE_ENTRIES="remove")
         _add(host, store, "acme")
-        shown = _run(host, "delete", "--dry-run", "acme").stdout
+        shown = _run(host, "delete", "--dry-run", "--show-keys", "acme").stdout
         assert [f"  entry {key}: would be removed" in shown for key in KEYS] == [True, True]
         _run(host, "delete", "acme")
         assert [store.get(key) for key in KEYS] == [None, None]
@@ -249,7 +266,7 @@ class TestDryRun:
     @pytest.mark.parametrize(("hard", "words"), [(True, "removed"), (False, "status would be false")])
     def test_people_get_the_same_in_words_on_stdout(self, host: Host, hard: bool, words: str) -> None:
         _refer(host, "orders", rows=2)
-        result = _run(host, "delete", "--dry-run", *(["--hard"] if hard else []), "acme")
+        result = _run(host, "delete", "--dry-run", "--show-keys", *(["--hard"] if hard else []), "acme")
         assert (result.exit_code, result.stderr) == (DONE, "")
         for text in (
             words,
@@ -314,22 +331,72 @@ class TestReconcileAndStatus:
 
     def test_status_tells_what_is_pending_and_how_to_repair_it(self, host: Host, gate: Gate) -> None:
         result = _run(host, "status")
-        assert (result.exit_code, result.stdout, result.stderr) == (DONE, "pending 0, oldest -\n", "")
+        nothing = "pending 0, oldest -, due 0, overdue 0, failed 0, last reconcile -\n"
+        assert (result.exit_code, result.stdout, result.stderr) == (DONE, nothing, "")
         gate.closed = True
         _run(host, "delete", "acme")
+        gate.closed = False
+        host.let_time_pass(70)
         result = _run(host, "status")
         assert result.exit_code == REFUSED
-        assert result.stdout.startswith("pending 1, oldest 20")
-        assert "flask mythic-clients reconcile" in result.stderr
+        assert re.match(r"pending 1, oldest 7\d, due 0,", result.stdout)
+        assert result.stderr == "To repair, and to be run every minute: flask mythic-clients reconcile\n"
 
     def test_status_as_json(self, host: Host, gate: Gate) -> None:
-        assert json.loads(_run(host, "status", "--json").stdout) == {"pending": 0, "oldest": None}
+        counts = {"pending": 0, "oldest": None, "due": 0, "overdue": 0, "failed": 0}
+        well = {"ok": True, **counts, "last_reconcile": None, "database": True, "kv": True}
+        assert json.loads(_run(host, "status", "--json").stdout) == well
         gate.closed = True
         _run(host, "delete", "acme")
         result = _run(host, "status", "--json")
         shown = json.loads(result.stdout)
-        assert (result.exit_code, list(shown), shown["pending"]) == (REFUSED, ["pending", "oldest"], 1)
-        assert shown["oldest"].endswith("+00:00")
+        assert (result.exit_code, list(shown)) == (REFUSED, list(well))
+        assert shown == well | {"ok": False, "pending": 1, "oldest": shown["oldest"], "kv": False}
+        assert 0 <= shown["oldest"] < 60
+
+    def test_status_tells_what_is_overdue_and_when_a_reconcile_ended(self, plain: Host) -> None:
+        host = plain
+        _run(host, "delete", "acme")
+        host.let_time_pass(70)
+        assert _run(host, "status").exit_code == DONE  # to be verified, and that is no fault yet
+        assert json.loads(_run(host, "status", "--json").stdout)["due"] == 1
+        host.let_time_pass(300)
+        result = _run(host, "status", "--json")
+        shown = json.loads(result.stdout)
+        assert (result.exit_code, shown["due"], shown["overdue"], shown["ok"]) == (REFUSED, 1, 1, False)
+        assert "flask mythic-clients reconcile" in result.stderr
+        assert _run(host, "reconcile").exit_code == DONE
+        result = _run(host, "status", "--json")
+        shown = json.loads(result.stdout)
+        assert (result.exit_code, shown["due"]) == (DONE, 0)
+        assert 0 <= shown["last_reconcile"] < 60
+
+    def test_status_counts_what_has_failed(self, plain: Host, store: MemoryStore) -> None:
+        host = plain
+        _run(host, "delete", "acme")
+        host.let_time_pass(70)
+        store.refuse("client:acme")
+        assert _run(host, "reconcile").exit_code == REFUSED
+        result = _run(host, "status", "--json")
+        assert (result.exit_code, json.loads(result.stdout)["failed"]) == (REFUSED, 1)
+        assert "history ID" in result.stderr
+        store.refuse()
+        assert _run(host, "reconcile").exit_code == DONE
+        assert _run(host, "status").exit_code == DONE
+
+    def test_status_without_the_database_is_1_and_tells_so(self, host: Host) -> None:
+        _drop_all(host)
+        result = _run(host, "status", "--json")
+        shown = json.loads(result.stdout)
+        assert (result.exit_code, shown["database"], shown["kv"]) == (REFUSED, False, True)
+        assert (shown["ok"], shown["pending"], shown["last_reconcile"]) == (False, None, None)
+        assert "The database is away: The database lacks client_deletions" in result.stderr
+
+    @pytest.mark.parametrize(("since", "exit_code"), [("2h", DONE), ("0s", DONE), ("2", USAGE), ("h", USAGE)])
+    def test_reconcile_since_takes_a_number_and_a_unit(self, host: Host, since: str, exit_code: int) -> None:
+        result = _run(host, "reconcile", "--since", since)
+        assert result.exit_code == exit_code
+        assert ("write a number and d, h, m or s, such as 2h" in result.stderr) is (exit_code == USAGE)
 
     def test_reconcile_settles_and_says_so(self, host: Host, gate: Gate) -> None:
         gate.closed = True
@@ -338,7 +405,7 @@ class TestReconcileAndStatus:
         result = _run(host, "reconcile")
         assert (result.exit_code, result.stdout) == (DONE, "settled 1, verified 0, failed 0\n")
         result = _run(host, "reconcile", "--json")
-        assert json.loads(result.stdout) == {"settled": 0, "verified": 0, "failed": 0}
+        assert json.loads(result.stdout) == {"settled": 0, "verified": 0, "failed": 0, "blind": False}
 
     def test_reconcile_without_an_answer_is_3_and_loses_nothing(self, host: Host, gate: Gate) -> None:
         gate.closed = True
@@ -360,7 +427,7 @@ class TestReconcileAndStatus:
             _run(host, "delete", "acme")
             result = _run(host, "reconcile", "--json")
             assert result.exit_code == REFUSED
-            assert json.loads(result.stdout) == {"settled": 0, "verified": 0, "failed": 1}
+            assert json.loads(result.stdout) == {"settled": 0, "verified": 0, "failed": 1, "blind": False}
 
 
 class TestReading:
@@ -386,25 +453,27 @@ class TestReading:
         soft, hard = json.loads(_run(host, "history", "acme", "--json").stdout)
         assert list(soft) == [
             *("id", "client_id", "action", "actor", "kv_keys"),
-            *("requested_at", "settled_at", "verified_at", "attempts", "last_error", "kind"),
+            *("requested_at", "settled_at", "verified_at", "attempts", "last_error", "kv_digests", "kind"),
         ]
         assert (soft["action"], hard["action"]) == ("soft", "hard")
-        assert hard["kv_keys"] == list(KEYS)
+        assert hard["kv_keys"] == ["client:…", "publishable_key:…"]
+        assert json.loads(_run(host, "history", "acme", "--json", "--show-keys").stdout)[1] == hard | {
+            "kv_keys": list(KEYS)
+        }
         assert hard["verified_at"] is None
         names, *lines = _run(host, "history", "acme").stdout.splitlines()
         assert names.split("\t") == list(soft)
-        assert lines[1].split("\t")[2:5] == ["hard", "cli:ada", " ".join(KEYS)]
+        assert lines[1].split("\t")[2:5] == ["hard", "cli:ada", "client:… publishable_key:…"]
 
     def test_the_history_of_an_impossible_id_is_refused(self, host: Host) -> None:
         assert _run(host, "history", "no.id").exit_code == REFUSED
 
     @pytest.mark.parametrize(
         "command",
-        [["list"], ["history", "acme"], ["status"], ["reconcile"], ["delete", "acme"], ["restore", "acme"]],
+        [["list"], ["history", "acme"], ["reconcile"], ["delete", "acme"], ["restore", "acme"]],
     )
     def test_without_the_database_every_command_is_3(self, host: Host, command: list[str]) -> None:
-        with host.flask.app_context(), host.db.engine.begin() as connection:
-            host.db.metadata.drop_all(connection)
+        _drop_all(host)
         result = _run(host, *command)
         assert (result.exit_code, result.stdout) == (NO_ANSWER, "")
         assert "database" in result.stderr

@@ -71,10 +71,13 @@ ARGUMENTS = {
     "settled_for": timedelta(),
     "wait": True,
     "after": None,
+    "since": None,
+    "verified_before": None,
+    "kept": timedelta(),
     "remove": ["client:acme"],
     "overwrite": {},
 }
-NO_IO = {"check_columns"}
+NO_IO = {"address", "check_columns"}
 
 
 def _methods(port: type) -> list[str]:
@@ -108,6 +111,8 @@ def repository(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[SQLAlc
 
 @pytest.mark.parametrize("method", _methods(ClientRepository))
 def test_every_method_of_the_repository_translates(repository: SQLAlchemyRepository, method: str) -> None:
+    if method == "now" and "no/such" not in f"{repository._transactions().engine.url}":
+        return  # it needs no table
     with pytest.raises(RepositoryError) as caught:
         _call(getattr(repository, method))
     assert isinstance(caught.value.__cause__, ForeignError)

@@ -154,11 +154,11 @@ class _Scripted(redis.Redis):
         assert self.go_on.wait(10)
         if self.errors:
             raise self.errors.pop(0)
-        return [1]
+        return [0, 1]  # the lease, the entry
 
 
 def test_when_the_pause_is_over_one_asks_and_the_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_mythic_clients.backends.redis._PAUSE", 0.01)
+    monkeypatch.setattr("flask_mythic_clients.backends.redis.nodes._PAUSE", 0.01)
     client = _Scripted(redis.TimeoutError(), redis.TimeoutError())
     store = RedisStore(client)
     client.go_on.set()
@@ -174,7 +174,7 @@ def test_when_the_pause_is_over_one_asks_and_the_others_do_not(monkeypatch: pyte
 
 
 def test_an_answer_that_is_no_time_out_ends_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_mythic_clients.backends.redis._PAUSE", 0.01)
+    monkeypatch.setattr("flask_mythic_clients.backends.redis.nodes._PAUSE", 0.01)
     client = _Scripted(redis.TimeoutError(), redis.ConnectionError(), redis.DataError())
     client.go_on.set()
     store = RedisStore(client)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import sqlalchemy as sa
@@ -46,6 +47,16 @@ def engines_of(
         "db takes your app's object of Flask-SQLAlchemy or Flask-SQLAlchemy-Lite, an Engine, or a function "
         f"that returns one, not {type(db).__name__}."
     )
+
+
+def address(engine: sa.Engine) -> str:
+    """Return where an engine's database is, without the name and the password of a user."""
+    url, where = engine.url, engine.url.query
+    sockets = [f"{where.get(name, '')}" for name in ("host", "port", "unix_socket")]
+    name = url.database or ""
+    if url.get_backend_name() == "sqlite":
+        name = str(Path(name).resolve())  # another process may name it from another folder
+    return "|".join([url.get_backend_name(), url.host or "", f"{url.port or ''}", *sockets, name])
 
 
 def _chosen(db: Any, model: Any) -> Mapping[Any, sa.Engine]:

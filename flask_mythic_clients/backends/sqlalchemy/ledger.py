@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
+from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,7 +13,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Session
 
 from ...errors import ConfigurationError, RepositoryError
-from ...model import Action, Backlog, DeletionRecord
+from ...model import OVERDUE, Action, Backlog, DeletionRecord
 from .dialects import Dialect
 
 _PAGE = 100
@@ -54,16 +55,20 @@ def ledger_table(metadata: sa.MetaData, model: type, name: str) -> sa.Table:
         sa.Column("client_id", _CLIENT_ID, nullable=False),
         sa.Column("action", sa.String(16), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
-        sa.Column("kv_keys", sa.JSON(), nullable=False),
+        sa.Column(
+            "kv_keys", sa.JSON(), nullable=False
+        ),  # a list; or an object, which has their digests alone
         sa.Column("requested_at", _TIME, nullable=False),
         sa.Column("settled_at", _TIME),
         sa.Column("verified_at", _TIME),
         sa.Column("attempts", sa.Integer()),
         sa.Column("last_error", sa.String(_SAID)),
+        sa.Column("digested_at", _TIME),
         # What is pending for a client; its history.
         sa.Index(f"ix_{name}_client", "client_id", "settled_at"),
-        # What is pending at all (both null), and what is to be verified; in the order of the pages.
-        sa.Index(f"ix_{name}_unfinished", "verified_at", "settled_at", "id"),
+        # Of what has its keys: what is pending at all (both null), what is to be verified, what was done
+        # since a time, what may lose its keys; in the order of the pages.
+        sa.Index(f"ix_{name}_keyed", "digested_at", "verified_at", "settled_at", "id"),
     )
     _models[table] = model
     return table
@@ -82,7 +87,9 @@ class Ledger:
 
     def __init__(self, table: sa.Table) -> None:
         self.table = table
-        self._pending = table.c.verified_at.is_(None) & table.c.settled_at.is_(None)
+        self._keyed = table.c.digested_at.is_(None)
+        self._unverified = self._keyed & table.c.verified_at.is_(None)
+        self._pending = self._unverified & table.c.settled_at.is_(None)
 
     def settle(
         self, session: Session, dialect: Dialect, client_ids: Collection[str], wait: bool
@@ -124,11 +131,6 @@ class Ledger:
         attempts = sa.func.coalesce(c.attempts, 0) + 1
         session.connection().execute(update.values(attempts=attempts, last_error=error[:_SAID]))
 
-    def none(self, session: Session, dialect: Dialect) -> list[DeletionRecord]:
-        """Lock no record, but what must be locked before a row is."""
-        dialect.lock(session, self.table)
-        return []
-
     def pending(
         self, session: Session, dialect: Dialect, after: DeletionRecord | None
     ) -> list[DeletionRecord]:
@@ -147,26 +149,82 @@ class Ledger:
             query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
         return _records(dialect, session.connection().execute(query))
 
+    def done(
+        self, session: Session, dialect: Dialect, since: datetime | None, after: DeletionRecord | None
+    ) -> list[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.done`: first what is not verified, in the order of the index."""
+        c = self.table.c
+        if after is None or after.verified_at is None:
+            settled = self._unverified & self._at_or_after(c.settled_at, since)
+            query = self._page(settled)
+            if after is not None:
+                query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
+            if found := _records(dialect, session.connection().execute(query)):
+                return found
+            after = None
+        query = self._page(self._keyed & self._at_or_after(c.verified_at, since))
+        if after is not None:
+            last = (after.verified_at, after.settled_at, after.id)
+            query = query.where(c.verified_at >= after.verified_at)  # which the index can find
+            query = query.where(sa.tuple_(c.verified_at, c.settled_at, c.id) > sa.tuple_(*last))
+        return _records(dialect, session.connection().execute(query))
+
+    def forget_keys(
+        self, session: Session, dialect: Dialect, verified_before: datetime | None, kept: timedelta
+    ) -> int:
+        """Keep digests alone of the keys of a page of records; return how many it were."""
+        dialect.lock(session, self.table)
+        c = self.table.c
+        old = self._keyed & (c.verified_at <= dialect.ago(kept))
+        if verified_before is not None:
+            old &= c.verified_at < verified_before
+        found = session.connection().execute(self._page(old).with_only_columns(c.id, c.kv_keys)).all()
+        digests = [{"of_id": id, "kv_keys": _digests(keys)} for id, keys in sorted(map(tuple, found))]
+        if digests:
+            of_id = sa.update(self.table).where(c.id == sa.bindparam("of_id"), self._keyed, dialect.step_2)
+            session.connection().execute(of_id.values(digested_at=dialect.now), digests)
+        return len(digests)
+
+    def now(self, session: Session, dialect: Dialect) -> datetime:
+        """Fulfil `ports.DeletionLedger.now`."""
+        read: Any = session.connection().scalar(sa.select(sa.type_coerce(dialect.now, _TIME)))
+        now: datetime = dialect.aware(read)
+        return now
+
     def history(self, session: Session, dialect: Dialect, client_id: str) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
         c = self.table.c
         query = sa.select(self.table).where(c.client_id == client_id).order_by(c.id)
         return _records(dialect, session.connection().execute(query))
 
-    def backlog(self, session: Session, dialect: Dialect) -> Backlog:
+    def backlog(self, session: Session, dialect: Dialect, settled_for: timedelta) -> Backlog:
         """Fulfil `ports.DeletionLedger.backlog`."""
-        query = sa.select(sa.func.count(), sa.func.min(self.table.c.requested_at)).where(self._pending)
-        pending, oldest = session.connection().execute(query).one()
-        return Backlog(pending, oldest and dialect.aware(oldest))
+        c = self.table.c
+        of_pending = sa.case((self._pending, c.requested_at))
+        query = sa.select(
+            sa.type_coerce(dialect.now, _TIME),
+            sa.func.count(of_pending),
+            sa.func.min(of_pending),
+            sa.func.count(sa.case((self._due(dialect, settled_for), 1))),
+            sa.func.count(sa.case((self._due(dialect, settled_for + OVERDUE), 1))),
+            sa.func.count(sa.case((c.attempts > 0, 1))),
+        ).where(self._unverified)
+        now, pending, oldest, due, overdue, failed = session.connection().execute(query).one()
+        age = dialect.aware(now) - dialect.aware(oldest) if oldest else None
+        return Backlog(pending, age, due, overdue, failed)
+
+    def _at_or_after(self, column: sa.ColumnElement[Any], since: datetime | None) -> sa.ColumnElement[bool]:
+        return column.is_not(None) if since is None else column >= since
 
     def _due(self, dialect: Dialect, settled_for: timedelta) -> sa.ColumnElement[bool]:
         c = self.table.c
-        return c.verified_at.is_(None) & (c.settled_at <= dialect.ago(settled_for))
+        return self._unverified & (c.settled_at <= dialect.ago(settled_for))
 
     def _page(self, where: sa.ColumnElement[bool]) -> sa.Select[Any]:
         c = self.table.c
         # The order of the index, also where its first columns are all null.
-        return sa.select(self.table).where(where).order_by(c.verified_at, c.settled_at, c.id).limit(_PAGE)
+        in_order = (c.digested_at, c.verified_at, c.settled_at, c.id)
+        return sa.select(self.table).where(where).order_by(*in_order).limit(_PAGE)
 
     def _stamped(
         self, session: Session, dialect: Dialect, where: sa.ColumnElement[bool], column: str
@@ -209,13 +267,20 @@ class Ledger:
         return c.id.in_([id for id, client_id in every if client_id not in disputed])
 
 
+def _digests(keys: Iterable[str | None]) -> dict[str, list[str]]:
+    return {"sha256": [sha256(key.encode()).hexdigest() for key in keys if key is not None]}
+
+
 def _records(dialect: Dialect, rows: Iterable[sa.Row[Any]]) -> list[DeletionRecord]:
     return list(map(partial(_record, dialect.aware), rows))
 
 
 def _record(aware: Callable[[Any], Any], row: sa.Row[Any]) -> DeletionRecord:
-    keys = row.kv_keys
-    if None in keys:  # a template whose column was null wrote a null
+    keys: Any = row.kv_keys
+    digests: Any = ()
+    if isinstance(keys, dict):
+        keys, digests = (), keys["sha256"]
+    elif None in keys:  # a template whose column was null wrote a null
         keys = [key for key in keys if key is not None]
     return DeletionRecord(
         id=row.id,
@@ -228,4 +293,5 @@ def _record(aware: Callable[[Any], Any], row: sa.Row[Any]) -> DeletionRecord:
         verified_at=row.verified_at and aware(row.verified_at),
         attempts=row.attempts or 0,
         last_error=row.last_error,
+        kv_digests=tuple(digests),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, WeakSet
@@ -16,7 +16,7 @@ from ...errors import BusyError, ChangeRefusedError, ConfigurationError, StoreEr
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
 from .cascades import Cascades
 from .dialects import Dialect, Verdict, dialect_of
-from .engines import Database, engines_of
+from .engines import Database, address, engines_of
 from .ledger import LEDGER, Ledger, ledger_table, shared
 from .mixin import ClientMixin
 from .preview import preview
@@ -125,9 +125,14 @@ class SQLAlchemyRepository:
         """Fulfil `ports.DeletionSteps.note_failure`."""
         self._transactions().read(partial(self._ledger.note_failure, client_ids=client_ids, error=error))
 
-    def hold(self, client_ids: Collection[str]) -> AbstractContextManager[Holding]:
+    def forget_keys(self, *, verified_before: datetime | None, kept: timedelta) -> int:
+        """Fulfil `ports.DeletionSteps.forget_keys`."""
+        forget = partial(self._ledger.forget_keys, verified_before=verified_before, kept=kept)
+        return self._transactions().read(forget)
+
+    def hold(self, client_ids: Collection[str], *, wait: bool = True) -> AbstractContextManager[Holding]:
         """Fulfil `ports.DeletionSteps.hold`."""
-        step = partial(self._hold, stamp=self._ledger.none, client_ids=client_ids, lock="share")
+        step = partial(self._hold_rows, client_ids=client_ids, lock="share" if wait else "free")
         return self._transactions().hold(step, client_ids)
 
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
@@ -138,13 +143,25 @@ class SQLAlchemyRepository:
         """Fulfil `ports.DeletionLedger.due`."""
         return self._transactions().read(partial(self._ledger.due, settled_for=settled_for, after=after))
 
+    def done(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.DeletionLedger.done`."""
+        return self._transactions().read(partial(self._ledger.done, since=since, after=after))
+
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
         return self._transactions().read(partial(self._ledger.history, client_id=client_id))
 
-    def backlog(self) -> Backlog:
+    def backlog(self, *, settled_for: timedelta) -> Backlog:
         """Fulfil `ports.DeletionLedger.backlog`."""
-        return self._transactions().read(self._ledger.backlog)
+        return self._transactions().read(partial(self._ledger.backlog, settled_for=settled_for))
+
+    def now(self) -> datetime:
+        """Fulfil `ports.DeletionLedger.now`."""
+        return self._transactions().read(self._ledger.now)
+
+    def address(self) -> str:
+        """Fulfil `ports.DeletionLedger.address`."""
+        return address(self._transactions().engine)
 
     def clients(self) -> Iterator[Client]:
         """Fulfil `ports.ClientDirectory.clients`; reads page by page."""
@@ -205,6 +222,19 @@ class SQLAlchemyRepository:
         if lock is not None and records and self._unlocked(session, dialect, client_ids, clients):
             raise BusyError  # a policy lets nobody lock it, so its records are not to be stamped
         return Holding(tuple(records), clients)
+
+    def _hold_rows(
+        self,
+        session: Session,
+        dialect: Dialect,
+        *,
+        client_ids: Collection[str],
+        lock: Literal["share", "free"],
+    ) -> Holding:
+        """Lock the rows alone."""
+        dialect.lock(session, self._ledger.table)
+        clients = self._rows.read(session, client_ids, dialect, lock)
+        return Holding((), clients, frozenset(self._unlocked(session, dialect, client_ids, clients)))
 
     def _hold_free(
         self, session: Session, dialect: Dialect, *, stamp: Callable[..., list[DeletionRecord]]

@@ -85,8 +85,8 @@ class MariaDB(Dialect):
 
     def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.ago`."""
-        interval = sa.text("INTERVAL :of_us MICROSECOND")
-        return sa.func.date_sub(self.now, interval.bindparams(of_us=duration // timedelta(microseconds=1)))
+        microseconds = duration // timedelta(microseconds=1)
+        return sa.func.timestampadd(sa.text("MICROSECOND"), -microseconds, self.now)
 
     def same(self, column: sa.Column[Any], key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Fulfil `Dialect.same`: its usual collations find "Acme" where "acme" is asked for."""

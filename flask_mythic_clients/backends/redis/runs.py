@@ -1,0 +1,105 @@
+"""How far the servers remember, and the keys of a reconcile that finds it out."""
+
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeAlias
+
+from ...entries import Value
+from ...errors import EntriesRefusedError, KeyValueStoreError
+from ...model import Mark
+from .nodes import Command, Node, Nodes, told
+
+_Apply: TypeAlias = Callable[[Collection[str], Mapping[str, Value], Mapping[Node, Command]], set[str]]
+
+_LIFE = 86_400  # seconds after which the key of a run that has died is gone
+
+# Not INCR, which would make the key anew on a server that has been set back to before the run.
+_COUNT = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) end
+return 1
+"""
+_CLOSE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[2], ARGV[2])
+return 1
+"""
+
+
+def read_mark(nodes: Nodes, name: str) -> Mark | None:
+    """Return the oldest of the servers' marks; None where one has none.
+
+    Raises KeyValueStoreError where a server does not answer.
+    """
+    return _oldest([_ask(nodes, node, ("GET", _mark_key(nodes, node, name))) for node in nodes.every()])
+
+
+class RedisRun:
+    """Fulfils `ports.Run`: each server counts for itself, and one that is away keeps the mark that it has."""
+
+    def __init__(self, nodes: Nodes, name: str, apply: _Apply) -> None:
+        """Read the marks, and leave a key on each server; raises KeyValueStoreError where none answers."""
+        self._nodes, self._name, self._apply = nodes, name, apply
+        self._token = secrets.token_hex(8)
+        self._pages = 0
+        self._counting: list[Node] = []
+        marks, away = [], None
+        for node in nodes.every():
+            try:
+                # The key first: where the server is set back in between, that is gone.
+                _ask(nodes, node, ("SET", self._key(node), 0, "EX", _LIFE))
+                marks.append(_ask(nodes, node, ("GET", _mark_key(nodes, node, name))))
+                self._counting.append(node)
+            except KeyValueStoreError as error:
+                away = error
+        if not self._counting and away is not None:
+            raise away
+        self.mark = _oldest(marks)
+
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        """Fulfil `Run.apply`."""
+        seals: dict[Node, Command] = {}
+        for node in self._counting:
+            seals[node] = ("EVAL", _COUNT, 1, self._key(node), self._pages, self._pages + 1, _LIFE)
+        self._pages += 1
+        try:
+            return self._apply(remove, overwrite, seals)
+        except EntriesRefusedError as error:
+            without = {self._nodes.of(key) for key in error.keys}
+            self._counting = [node for node in self._counting if node not in without]
+            raise
+
+    def close(self, mark: Mark) -> bool:
+        """Fulfil `Run.close`."""
+        done = len(self._counting) == len(self._nodes.every())
+        for node in self._counting:
+            command = ("EVAL", _CLOSE, 2, self._key(node), _mark_key(self._nodes, node, self._name))
+            try:
+                done &= bool(_ask(self._nodes, node, (*command, self._pages, f"{mark}")))
+            except KeyValueStoreError:
+                done = False
+        return done
+
+    def _key(self, node: Node) -> str:
+        return self._nodes.key_on(node, f"{self._name}:run:{self._token}")
+
+
+def _mark_key(nodes: Nodes, node: Node, name: str) -> str:
+    return nodes.key_on(node, f"{name}:mark")
+
+
+def _oldest(marks: Collection[Any]) -> Mark | None:
+    read = [None if mark is None else Mark.read(mark) for mark in marks]
+    known = [mark for mark in read if mark is not None]
+    return min(known) if known and len(known) == len(read) else None
+
+
+def _ask(nodes: Nodes, node: Node, command: Command) -> Any:
+    try:
+        (reply,) = node.send([("", command)])
+    except KeyValueStoreError:
+        nodes.failed(node)
+        raise
+    if isinstance(reply, Exception):
+        raise KeyValueStoreError from told(reply)
+    return reply

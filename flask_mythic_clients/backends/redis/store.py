@@ -1,0 +1,142 @@
+"""The entries in Redis or Valkey."""
+
+from collections.abc import Callable, Collection, Mapping
+from inspect import iscoroutinefunction
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ...entries import Value
+from ...errors import ConfigurationError, EntriesRefusedError, KeyValueStoreError
+from ...leases import get_or_fill, lease_of
+from ...model import Mark
+from .leases import RedisLeases
+from .nodes import ClusterNodes, Command, Node, Nodes, OneNode, Task, told
+from .runs import RedisRun, read_mark
+
+
+class RedisStore:
+    """Entries in Redis 6 or later, or in Valkey: one server, a primary that Sentinel names, or a cluster.
+
+    After a time-out, calls of this process fail at once for a second; then one tries the server again, and
+    until it has an answer the others still fail. Of a cluster, this goes for the node that is away: the
+    clients on the others are served.
+    """
+
+    def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
+        if not hasattr(client, "pipeline") or iscoroutinefunction(getattr(client, "execute_command", None)):
+            raise ConfigurationError(
+                "RedisStore takes a client of redis-py, and none of redis.asyncio; for a URL use "
+                "RedisStore.from_url."
+            )
+        self._nodes: Nodes = (
+            OneNode(client) if isinstance(client, redis.Redis) else ClusterNodes(lambda: client)
+        )
+
+    @classmethod
+    def from_url(cls, url: str, *, timeout: float = 1.0, cluster: bool = False) -> "RedisStore":
+        """Connect to a redis://, rediss:// or unix:// URL when first used; `timeout` is in seconds.
+
+        With `cluster` the URL is that of any node of a Redis Cluster, which tells of the others.
+        A connection the server has closed is replaced once at once. A time-out is not tried again:
+        the record stays pending, and the caller has its answer.
+        Raises ConfigurationError for a URL that cannot be read.
+        """
+        options = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        try:
+            # Every default of redis-py is another: ten tries here, none there.
+            retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+            store = cls(redis.Redis.from_url(url, retry=retry, **options))
+        except ValueError:
+            # Its text may hold a part of the password, so it is no cause to show.
+            raise ConfigurationError(
+                "The Redis URL cannot be read: write redis://:PASSWORD@HOST:6379/0, and in the password "
+                "%23 for '#', %2F for '/', %40 for '@' and %25 for '%'."
+            ) from None
+        if cluster:
+            retry = Retry(NoBackoff(), 1)
+            store._nodes = ClusterNodes(
+                # Living nodes serve their keys also where others are away.
+                lambda: redis.RedisCluster.from_url(url, require_full_coverage=False, retry=retry, **options)
+            )
+        return store
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"  # a URL may hold a password
+
+    def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
+        """Fulfil `ports.KeyValueStore.apply`."""
+        return self._apply(remove, overwrite, {})
+
+    def fetch(self, key: str, load: Callable[[], Value | None], *, expire: float) -> bytes | None:
+        """Return the entry's value, or else what `load` returns, kept as the entry for `expire` seconds.
+
+        It can never put a deleted client back: a fill is refused where the entry was changed, or removed,
+        since the reading began. `load` returning None makes no entry. The value is returned also where the
+        entry could not be made, or the store is away.
+
+        `load` must see what is committed when it is called. A transaction that has read before may not: on
+        MariaDB, whose default is REPEATABLE READ, it still sees what its first SELECT saw, so end it first;
+        a replica of the database that lags is no place to load from.
+        On a cluster, a key with a `}` and no hash tag, such as `a}b`, is loaded and never kept: its lease
+        would lie on another node.
+        """
+        return get_or_fill(RedisLeases(self._nodes), key, load, expire)
+
+    def close(self) -> None:
+        """Close the connections; a later call opens others."""
+        self._nodes.close()
+
+    def read_mark(self, name: str) -> Mark | None:
+        """Fulfil `ports.RememberingStore.read_mark`."""
+        return read_mark(self._nodes, name)
+
+    def open_run(self, name: str) -> RedisRun:
+        """Fulfil `ports.RememberingStore.open_run`."""
+        return RedisRun(self._nodes, name, self._apply)
+
+    def _apply(
+        self, remove: Collection[str], overwrite: Mapping[str, Value], seals: Mapping[Node, Command]
+    ) -> set[str]:
+        """Do the work, each server's in one pipeline, which ends with the server's seal if it has one."""
+        # A lease goes before its entry: in the other order a reader could fill the entry in between.
+        work: list[Task] = []
+        for key in (*remove, *overwrite):
+            work.append((key, ("UNLINK", lease_of(key))))
+        for key in remove:
+            work.append(
+                (key, ("UNLINK", key))
+            )  # not DEL, which holds the server up while it frees a large set
+        for key, value in overwrite.items():
+            work.append((key, ("SET", key, value, "XX", "KEEPTTL")))
+        shares = dict.fromkeys(seals, ()) | self._nodes.share(work)
+        removed: set[str] = set()
+        refused: set[str] = set()
+        away: list[KeyValueStoreError] = []
+        why: BaseException | None = None
+        for node, tasks in shares.items():
+            try:
+                if node is None:
+                    raise KeyValueStoreError("No node of the cluster has the slots of these keys.")
+                replies = node.send(tasks, seals.get(node))
+            except KeyValueStoreError as error:
+                if node is not None:
+                    self._nodes.failed(node)
+                away.append(error)
+                why = error.__cause__ or error
+                refused.update(key for key, _ in tasks)
+                continue
+            for (key, command), answer in zip(tasks, replies, strict=True):
+                moved = isinstance(answer, redis.exceptions.AskError)
+                reply = self._nodes.follow(command) if moved else answer
+                if isinstance(reply, Exception):
+                    refused.add(key)
+                    why = told(reply)
+                elif reply and command[:2] == ("UNLINK", key):
+                    removed.add(key)
+        if away and len(away) >= len(self._nodes.every()):
+            raise away[0]
+        if refused:
+            raise EntriesRefusedError(keys=refused, removed=removed) from why
+        return removed

@@ -1,0 +1,182 @@
+"""What a key-value store has forgotten is found out, and done again: the second half of a reconcile.
+
+A store that was killed, or whose replica took over, may come back from an older copy of itself. The mark that
+a reconcile leaves in the store comes back with it, and tells from when on everything is to be done again.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from typing import Protocol
+
+from .errors import BusyError, EntriesRefusedError, ForeignError, KeyValueStoreError, MythicClientsError
+from .model import DeletionRecord, Holding, Mark
+from .ports import ClientRepository, KeyValueStore, RememberingStore, Run
+
+logger = logging.getLogger(__package__)
+
+_PAGES_FORGOTTEN = 20  # by one reconcile
+_CLOCK_SLACK = timedelta(minutes=5)  # by which the database's clock may have gone back
+
+
+class BringInLine(Protocol):
+    """Makes the key-value store agree with the rows that are held."""
+
+    def __call__(self, holding: Holding, store: KeyValueStore | Run, /) -> None:
+        """Return when the store has confirmed."""
+        ...
+
+
+class PageAfter(Protocol):
+    """Reads a page of records after one."""
+
+    def __call__(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        """Return the page; the empty one is the last."""
+        ...
+
+
+class Repair:
+    """A reconcile's, made when that begins."""
+
+    def __init__(
+        self, repository: ClientRepository, kv: KeyValueStore, kind: str, bring_in_line: BringInLine
+    ) -> None:
+        self._repository = repository
+        self._kv = kv
+        self._bring_in_line = bring_in_line
+        self._began = repository.now()
+        self._remembers = isinstance(kv, RememberingStore)
+        self._run: Run | None = None
+        if isinstance(kv, RememberingStore):
+            with _no_condition():
+                self._run = kv.open_run(mark_name(repository, kind))
+        self._left: set[str] = set()
+        self._waits = True
+
+    @property
+    def _mark(self) -> datetime | None:
+        return self._run.mark.began if self._run and self._run.mark else None
+
+    def do_again(self, since: timedelta | None) -> frozenset[str]:
+        """Do again what the store may have forgotten, then move its mark; return the clients that are left.
+
+        `since` is how far back to go where a store has no mark, or none that can be read.
+        """
+        if self._run is None and since is None:
+            return frozenset()
+        whole = True
+        for page in pages(partial(self._repository.done, since=self._earliest(since))):
+            # What is not verified is to be done once more anyway: the mark need not wait for it.
+            self._again(self._kv, [record for record in page if record.verified_at is None])
+            verified = [record for record in page if record.verified_at is not None]
+            whole &= self._again(self._run or self._kv, verified)
+        if self._run is not None and whole:
+            with _no_condition():
+                if not self._run.close(Mark(self._began, self._repository.now())):
+                    logger.warning(
+                        "The key-value store was set back while this ran, or has refused an entry: the next "
+                        "reconcile does all again."
+                    )
+        return frozenset(self._left)
+
+    def forget_keys(self, kept: timedelta) -> None:
+        """Let the ledger keep digests alone of old keys that no mark makes necessary; of many, some."""
+        if self._remembers and self._mark is None:
+            return
+        for _ in range(_PAGES_FORGOTTEN):
+            if not self._repository.forget_keys(verified_before=self._mark, kept=kept):
+                return
+
+    def is_blind(self, kept: timedelta) -> bool:
+        """Whether the store may have forgotten more than the ledger has keys of."""
+        if self._mark is None or self._began - self._mark <= kept:
+            return False
+        logger.error(
+            "The key-value store remembers what was done until %s, and the ledger has the keys of the last "
+            "%s: compare both stores with `audit`.",
+            self._mark,
+            kept,
+        )
+        return True
+
+    def _earliest(self, since: timedelta | None) -> datetime | None:
+        """Return from when on all is done again; None for as far back as the ledger has keys."""
+        if self._run is not None and self._mark is None:
+            return None
+        times = [self._mark - _CLOCK_SLACK] if self._mark else []
+        return min([*times, self._began - since] if since is not None else times)
+
+    def _again(self, store: KeyValueStore | Run, records: Sequence[DeletionRecord]) -> bool:
+        """Bring in line what nobody else holds, then what its holder lets go; return whether that was all."""
+        held, whole = self._take(store, records, wait=False)
+        if held and self._waits:
+            of_held = [record for record in records if record.client_id in held]
+            held, rest_whole = self._take(store, of_held, wait=True)
+            whole &= rest_whole
+            self._waits = not held  # one wait in vain was enough, or each that is held would cost another
+        self._left |= held
+        return whole and not held
+
+    def _take(
+        self, store: KeyValueStore | Run, records: Sequence[DeletionRecord], *, wait: bool
+    ) -> tuple[set[str], bool]:
+        """Bring in line; return the clients that another transaction holds, and whether no other was left."""
+        client_ids = sorted({record.client_id for record in records})
+        held: set[str] = set()
+        if not client_ids:
+            return held, True
+        try:
+            with self._repository.hold(client_ids, wait=wait) as holding:
+                held = set(holding.left)
+                mine = tuple(record for record in records if record.client_id not in held)
+                self._bring_in_line(replace(holding, records=mine), store)
+            return held, True
+        except BusyError:
+            return set(client_ids), True
+        except EntriesRefusedError as error:
+            self._leave(error.client_ids, error.__cause__ or error)
+            return held, True  # the run itself keeps the mark of who refused
+        except MythicClientsError:
+            raise
+        except Exception as error:  # the host's rule for entries failed: find out for whom, finish the others
+            if len(client_ids) == 1:
+                self._leave(client_ids, ForeignError.told(error))
+                return held, False
+        for client_id in client_ids:
+            of_one = [record for record in records if record.client_id == client_id]
+            of_one_held, _ = self._take(store, of_one, wait=wait)
+            held |= of_one_held
+        return held, False
+
+    def _leave(self, client_ids: Collection[str], error: BaseException) -> None:
+        self._left |= set(client_ids)
+        for client_id in sorted(client_ids):
+            logger.error("Client %s could not be reconciled.", client_id, exc_info=error)
+
+
+def mark_name(repository: ClientRepository, kind: str) -> str:
+    """Return the name under which a kind of client in a database has its mark."""
+    return f"mythic:{kind}:{sha256(repository.address().encode()).hexdigest()[:16]}"
+
+
+def pages(page_after: PageAfter) -> Iterator[Sequence[DeletionRecord]]:
+    """Iterate over all pages."""
+    after = None
+    while page := page_after(after=after):
+        yield page
+        after = page[-1]
+
+
+@contextmanager
+def _no_condition() -> Iterator[None]:
+    """Log what is wrong with the mark, and go on."""
+    try:
+        yield
+    except KeyValueStoreError as error:
+        logger.warning(
+            "The mark in the key-value store could not be read or set: %s (%s)", error, error.cause
+        )
