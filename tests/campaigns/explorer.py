@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .steps import GOES
-from .world import LANDS, Choice, Ending, World, is_fault
+from .world import LANDS, SET_BACK, Choice, Ending, World, is_fault
 
 Schedule = tuple[Choice, ...]
 _REPLAYED = 100  # one of so many endings is checked by running its schedule again, without any copy
@@ -67,7 +67,7 @@ class Explorer:
                 self.findings.faults += is_fault(choice)
                 self._note(other)
                 taken.append((choice, other))
-        if choices and not any(choice[1] in (GOES, LANDS) for choice, _ in taken):
+        if choices and not any(choice == SET_BACK or choice[1] in (GOES, LANDS) for choice, _ in taken):
             world.promises.broken = (("progress", "every operation waits for another"),)
             self._note(world)
         return [other for _, other in taken]

@@ -4,16 +4,18 @@ A step returns the answer that the operation gets: a class of exceptions is rais
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from flask_mythic_clients.backends.memory import MemoryRun
 from flask_mythic_clients.errors import (
     DatabaseRefusedError,
     EntriesRefusedError,
     KeyValueStoreError,
     RepositoryError,
 )
-from flask_mythic_clients.model import Change, DeletionRecord, Holding
+from flask_mythic_clients.model import Change, DeletionRecord, Holding, Mark
 
 from .programs import HOSTS, ID, KEYS, RULE, Call
 from .stores import Begin, Row, write_entries
@@ -21,6 +23,7 @@ from .stores import Begin, Row, write_entries
 if TYPE_CHECKING:
     from .world import Operation, World
 
+WHOSE = SimpleNamespace(token="")  # in place of what is drawn by lot
 GOES, FAILS, UNANSWERED = "", "fails at", "gets no answer to"
 KEEPS = "keeps the row at"  # the database, and raises nothing
 HALF, LATE = "gets through half of", "is outlived by its"
@@ -35,6 +38,12 @@ _FAULTS: Mapping[str, Sequence[str]] = {
     "commit": (FAILS, UNANSWERED),
     "note failure": (FAILS,),
     "apply": (FAILS, UNANSWERED, LATE, REFUSES, HALF),
+    "done": (FAILS,),
+    "open run": (FAILS, UNANSWERED),
+    "close run": (FAILS, UNANSWERED),
+    "find": (FAILS,),
+    "lease": (FAILS, UNANSWERED),
+    "fill": (FAILS, UNANSWERED),
 }
 Command: TypeAlias = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
 """What to remove, and what to overwrite."""
@@ -44,7 +53,8 @@ def faults(call: Call) -> Sequence[str]:
     """Return how the step can fail."""
     found = _FAULTS.get(call.name, ())
     if call.name == "apply":
-        left_out = {HALF: sum(map(len, call.arguments)) < 2, REFUSES: HOSTS not in call.arguments[0]}
+        remove, overwrite = call.arguments[:2]
+        left_out = {HALF: len(remove) + len(overwrite) < 2, REFUSES: HOSTS not in remove}
         return [fault for fault in found if not left_out.get(fault)]
     return found
 
@@ -89,8 +99,8 @@ def _verify(
     return _enter(world, operation, fault, lambda rows: rows.verify(ids, settled_for=settled_for, wait=wait))
 
 
-def _hold(world: "World", operation: "Operation", fault: str, ids: Sequence[str]) -> Any:
-    return _enter(world, operation, fault, lambda rows: rows.hold(ids))
+def _hold(world: "World", operation: "Operation", fault: str, ids: Sequence[str], wait: bool) -> Any:
+    return _enter(world, operation, fault, lambda rows: rows.hold(ids, wait=wait))
 
 
 def _enter(
@@ -137,8 +147,67 @@ def _due(
     return tuple(world.stores.repository.due(settled_for=settled_for, after=after))
 
 
-def _apply(world: "World", operation: "Operation", fault: str, *command: Any) -> Any:
-    remove, overwrite = command
+def _done(
+    world: "World",
+    operation: "Operation",
+    fault: str,
+    since: datetime | None,
+    after: DeletionRecord | None,
+) -> Any:
+    if fault:
+        return RepositoryError
+    return tuple(world.stores.repository.done(since=since, after=after))
+
+
+def _open_run(world: "World", operation: "Operation", fault: str, name: str) -> Any:
+    if fault == FAILS:
+        return KeyValueStoreError
+    run = world.stores.kv.open_run(name)
+    return KeyValueStoreError if fault else (run._key, run.mark)
+
+
+def _close_run(
+    world: "World", operation: "Operation", fault: str, key: str, pages: int, refused: bool, mark: Mark
+) -> Any:
+    if fault == FAILS:
+        return KeyValueStoreError
+    closed = _run(world, key, pages, refused=refused).close(mark)
+    return KeyValueStoreError if fault else closed
+
+
+def _run(world: "World", key: str, pages: int, *, refused: bool = False) -> MemoryRun:
+    """Return the store's own run, as it is by now."""
+    run = object.__new__(MemoryRun)
+    name = key.partition(":run:")[0]
+    run.__dict__.update(_store=world.stores.kv, _name=name, _key=key, _pages=pages, _refused=refused)
+    return run
+
+
+def _find(world: "World", operation: "Operation", fault: str, key: str) -> Any:
+    return KeyValueStoreError if fault else world.stores.kv.find(key)
+
+
+def _lease(world: "World", operation: "Operation", fault: str, key: str) -> Any:
+    token = None if fault == FAILS else world.stores.kv.lease(key)
+    return KeyValueStoreError if fault else token
+
+
+def _fill(
+    world: "World", operation: "Operation", fault: str, key: str, token: str, filled: str | None
+) -> Any:
+    if fault != FAILS:
+        world.stores.kv.fill(key, token, filled, 60)
+    return KeyValueStoreError if fault else None
+
+
+def _apply(
+    world: "World",
+    operation: "Operation",
+    fault: str,
+    remove: tuple[str, ...],
+    overwrite: tuple[tuple[str, str], ...],
+    counted: tuple[str, int] | None = None,
+) -> Any:
     keys = {*remove, *dict(overwrite)}
     world.promises.touched(keys, operation, world.stores.held)
     if fault == LATE:
@@ -153,6 +222,8 @@ def _apply(world: "World", operation: "Operation", fault: str, *command: Any) ->
         return RefusedKeyError
     elif fault != FAILS:
         found = carry_out(world, (remove, overwrite))
+        if counted is not None:
+            _run(world, *counted).apply(remove=(), overwrite={})
     if fault:
         return KeyValueStoreError
     world.promises.confirmed(keys, world.operations)
@@ -190,6 +261,12 @@ STEPS: Mapping[str, Callable[..., Any]] = {
     "note failure": _note_failure,
     "pending": _pending,
     "due": _due,
+    "done": _done,
+    "open run": _open_run,
+    "close run": _close_run,
+    "find": _find,
+    "lease": _lease,
+    "fill": _fill,
     "apply": _apply,
     "commit": _commit,
     "roll back": _roll_back,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.model import DeletionRecord, Holding
 
-from .programs import HOSTS, ID, KNOWN, value
+from .programs import HOSTS, ID, KEYS, KNOWN, value
 
 Row = tuple[str, bool] | None
 """Name and status; None where the row is absent."""
@@ -101,7 +101,7 @@ class Stores:
     @property
     def entries(self) -> dict[str, Any]:
         """The entries that are there."""
-        return {key: entry for key, (entry, _) in self.kv._entries.items()}
+        return {key: entry for key, (entry, _) in self.kv._entries.items() if key in KEYS}
 
     @property
     def held(self) -> set[str]:
@@ -116,6 +116,16 @@ class Stores:
     def let_pass(self, time: timedelta) -> None:
         """Let time pass on the repository's clock."""
         self._load(self._database._replace(now=self.now + time))
+
+    def tick(self) -> None:
+        """Let a moment pass."""
+        now = self.now + timedelta(milliseconds=1)
+        self.repository._clock = lambda: now
+
+    def set_back(self, entries: dict[str, Any]) -> set[str]:
+        """Bring the key-value store back to a copy; return the keys that are not as they were."""
+        before, self.kv._entries = self.kv._entries, dict(entries)
+        return {key for key in {*before, *entries} if before.get(key) != entries.get(key)}
 
     def enter(self, begin: Begin) -> tuple[Holding, Transaction]:
         """Begin a transaction; raises Blocked, and changes nothing, where it has to wait."""

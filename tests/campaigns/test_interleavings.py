@@ -14,23 +14,29 @@ starts, with a fault, and again without one where the window passes. It takes ab
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import combinations_with_replacement
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flask_mythic_clients.backends.memory import MemoryRepository, _is_due
+from flask_mythic_clients import leases, repair
+from flask_mythic_clients.backends import memory
+from flask_mythic_clients.backends.memory import MemoryRepository, MemoryRun, MemoryStore, _is_due
+from flask_mythic_clients.entries import Value
 from flask_mythic_clients.errors import ClientNotFoundError, KeyValueStoreError
-from flask_mythic_clients.model import Action, Change, Holding
+from flask_mythic_clients.model import Action, Change, Holding, Mark
 from flask_mythic_clients.service import DeletionService
 
 from .explorer import Explorer, Findings, tell
-from .programs import KEYS, KNOWN, OPERATIONS, Programs, value
-from .starts import STARTS
+from .programs import KEYS, KNOWN, OPERATIONS, SERVICE, Programs, value
+from .starts import REMEMBERED, STARTS, UNCACHED
+from .steps import WHOSE
+from .stores import Start
 from .world import RETURNS, Ending, World
 
 Report = Callable[..., None]
@@ -44,23 +50,27 @@ SEARCHES = {
 
 
 @pytest.fixture(autouse=True)
-def _quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Entries that had come back are logged, a thousand times here."""
+def _same_each_time(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn by lot, no time passes but the world's, and what is logged a thousand times is not."""
     caplog.set_level(logging.CRITICAL, "flask_mythic_clients")
+    monkeypatch.setattr(memory, "secrets", SimpleNamespace(token_hex=lambda _: WHOSE.token))
+    monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(repair, "_CLOCK_SLACK", timedelta())
 
 
 class Campaign:
     """Explores, adds up, and fails with the schedule that breaks a promise."""
 
-    def __init__(self) -> None:
+    def __init__(self, starts: Mapping[str, Start] = STARTS) -> None:
         self.totals: Counter[str] = Counter()
-        self._programs = Programs()
+        self._programs = Programs(remembers=starts is REMEMBERED)
+        self._starts = starts
 
     def explore(self, start: str, kinds: Sequence[str], **options: Any) -> Findings:
         """Explore these operations; fails where a promise is broken."""
 
         def make() -> World:
-            return World(STARTS[start], self._programs, kinds, **options)
+            return World(self._starts[start], self._programs, kinds, **options)
 
         found = Explorer(make).explore()
         self.totals += Counter(
@@ -128,6 +138,30 @@ def test_leaving_out_what_was_seen_before_loses_no_ending(report: Report) -> Non
     every = Counter(endings(world()))
     assert Explorer(world).explore().endings == set(every)
     report(schedules=every.total(), endings=len(every))
+
+
+@pytest.mark.parametrize("other", ["soft", "hard", "restore", "host", "reconcile"])
+def test_a_store_that_was_set_back_is_found_out_and_repaired(other: str, size: Size, report: Report) -> None:
+    """It may be copied, and set back to that copy, between any two steps of a reconcile and of another.
+
+    Two reconciles at once have very many: by default from one start, with `--size 3` from all.
+    """
+    campaign = Campaign(REMEMBERED)
+    most = size(2) > 2
+    for start in ["removed, to be verified"] if other == "reconcile" and not most else REMEMBERED:
+        campaign.explore(start, ["reconcile", other], set_back=True, time_passes=most)
+    report(**campaign.totals)
+
+
+def test_a_reader_with_a_lease_never_leaves_a_stale_entry(report: Report) -> None:
+    campaign = Campaign(UNCACHED)
+    for start in UNCACHED:
+        for others in combinations_with_replacement([*SERVICE, "host"], 2):
+            campaign.explore(start, ["fetch", *others])
+        for other in SERVICE:
+            campaign.explore(start, ["fetch", "fetch", other])
+            campaign.explore(start, ["fetch", other], faults=1)
+    report(**campaign.totals)
 
 
 # What follows is broken on purpose: the explorer must find it.
@@ -226,6 +260,38 @@ class TakesATimeoutForDone(DeletionService):
         return set()
 
 
+def _mark_of_the_end(self: MemoryRun, mark: Mark, close: Any = MemoryRun.close) -> bool:
+    return close(self, Mark(mark.ended, mark.ended))  # type: ignore[no-any-return]
+
+
+def _mark_without_a_run(self: MemoryRun, mark: Mark) -> bool:
+    self._store.set(f"{self._name}:mark", f"{mark}")
+    return True
+
+
+def _mark_of_a_run_that_does_not_count(self: MemoryRun, mark: Mark) -> bool:
+    return self._store.get(self._key) is not None and _mark_without_a_run(self, mark)
+
+
+def _read_then_lease(found: Any, key: str, load: Callable[[], Value | None], expire: float) -> None:
+    if found.find(key) is None:
+        value = load()
+        if (token := found.lease(key)) is not None:
+            found.fill(key, token, value, expire)
+
+
+def _leave_leases(self: MemoryStore, *, apply: Any = MemoryStore.apply, **work: Any) -> Any:
+    kept = {key: entry for key, entry in self._entries.items() if ":lease:" in key}
+    try:
+        return apply(self, **work)
+    finally:
+        self._entries |= kept
+
+
+def _fill_without_looking(self: MemoryStore, key: str, token: str, value: Value, expire: float) -> None:
+    self._entries[key] = (value, None)
+
+
 NOBODY = (MemoryRepository, "_hold", _hold_nobody)
 NO_WAIT = (MemoryRepository, "_hold", _hold_without_waiting)
 FOR_EVER = (MemoryRepository, "_hold", _hold_for_ever)
@@ -301,3 +367,48 @@ def test_what_is_broken_on_purpose_is_found(
         schedule="; ".join(tell(make, schedule)),
         wrong=wrong,
     )
+
+
+SOON, LOST = "removed, soon to be verified", "removed, verified, set back"
+FORGETFUL = {
+    "the mark is of the end": (_mark_of_the_end, SOON, ["reconcile", "reconcile"]),
+    "the mark needs no run": (_mark_without_a_run, LOST, ["reconcile"]),
+    "the run does not count": (_mark_of_a_run_that_does_not_count, LOST, ["reconcile"]),
+}
+
+
+@pytest.mark.parametrize(("close", "start", "kinds"), FORGETFUL.values(), ids=FORGETFUL)
+def test_a_mark_that_is_broken_on_purpose_is_found(
+    close: Any, start: str, kinds: Sequence[str], monkeypatch: pytest.MonkeyPatch, report: Report
+) -> None:
+    programs = Programs(remembers=True)
+    monkeypatch.setattr(MemoryRun, "close", close)
+
+    def make() -> World:
+        return World(REMEMBERED[start], programs, kinds, set_back=True, time_passes=True)
+
+    found = Explorer(make).explore(until="agreement")
+    schedule, wrong = found.broken["agreement"]
+    report(states=found.states, schedule="; ".join(tell(make, schedule)), wrong=wrong)
+
+
+LEASELESS = {
+    "it is taken after the reading": (leases, "get_or_fill", _read_then_lease),
+    "it is left where it is": (MemoryStore, "apply", _leave_leases),
+    "nobody looks at it": (MemoryStore, "fill", _fill_without_looking),
+}
+
+
+@pytest.mark.parametrize("broken", LEASELESS.values(), ids=LEASELESS)
+def test_a_lease_that_is_broken_on_purpose_is_found(
+    broken: Any, monkeypatch: pytest.MonkeyPatch, report: Report
+) -> None:
+    programs = Programs()
+    monkeypatch.setattr(*broken)
+
+    def make() -> World:
+        return World(UNCACHED["active"], programs, ["fetch", "hard"])
+
+    found = Explorer(make).explore(until="settled")
+    schedule, wrong = found.broken["settled"]
+    report(states=found.states, schedule="; ".join(tell(make, schedule)), wrong=wrong)

@@ -7,18 +7,19 @@ from typing import Any, NamedTuple, TypeVar
 from flask_mythic_clients.model import Action
 from tests.integration.scene import Crash
 
-from .programs import HOST, KEYS, WINDOW, Call, End, Programs
+from .programs import HOST, WINDOW, Call, End, Programs
 from .promises import Promises
-from .steps import GOES, KEEPS, REFUSES, STEPS, Command, KeptError, carry_out, faults, leave
+from .steps import GOES, KEEPS, REFUSES, STEPS, WHOSE, Command, KeptError, carry_out, faults, leave
 from .stores import Blocked, Row, Start, Stores, Transaction
 
 T = TypeVar("T")
 
 Choice = tuple[int, str]
-"""Whose step is next, by its place, and how it goes: GOES, CRASHES or a fault. Two have a place below zero:
-TIME_PASSES, and LANDS, for a command to the key-value store that comes late.
+"""Whose step is next, by its place, and how it goes: GOES, CRASHES or a fault. Some have a place below zero:
+TIME_PASSES, COPIED, SET_BACK, and LANDS, for a command to the key-value store that comes late.
 """
 TIME_PASSES = (-1, "the verify window passes")
+COPIED, SET_BACK = (-1, "the key-value store is copied"), (-1, "it is set back to that copy")
 LANDS = "a late command lands"
 CRASHES, RETURNS = "crashes before", "returns"
 _NOT_BEGUN = Call("begin")
@@ -66,7 +67,14 @@ class World:
     """Runs a schedule, choice by choice."""
 
     def __init__(
-        self, start: Start, programs: Programs, kinds: Sequence[str], *, faults: int, time_passes: bool
+        self,
+        start: Start,
+        programs: Programs,
+        kinds: Sequence[str],
+        *,
+        faults: int = 0,
+        time_passes: bool = False,
+        set_back: bool = False,
     ) -> None:
         self.stores = Stores(start.database, start.entries)
         self.promises = Promises(start.stale, start.written)
@@ -75,6 +83,9 @@ class World:
         self._programs = programs
         self._faults = faults
         self._time_passes = time_passes
+        self._set_back = set_back
+        self._copy: dict[str, Any] | None = None
+        self._ticks = set_back  # then it matters what was first
         self.operations = [Operation(kind) for kind in kinds]
         for operation in self.operations:
             self._go_on(operation)
@@ -100,6 +111,10 @@ class World:
             and all(call.name != "write" for _, call in running)
         ):
             choices.append(TIME_PASSES)
+        if self._set_back and running:
+            choices.append(COPIED)
+        if self._copy is not None:
+            choices.append(SET_BACK)
         if self._faults:
             for who, call in running:
                 choices += [(who, fault) for fault in faults(call)]
@@ -114,6 +129,12 @@ class World:
         if choice == TIME_PASSES:
             self.stores.let_pass(2 * WINDOW)
             self._time_passes = False
+        elif choice == COPIED:
+            self._copy, self._set_back = dict(self.stores.kv._entries), False
+        elif choice == SET_BACK:
+            assert self._copy is not None
+            self.promises.written |= self.stores.set_back(self._copy)
+            self._copy = None
         elif how == LANDS:
             self._land(-2 - who)
         elif how == CRASHES:
@@ -147,7 +168,9 @@ class World:
             tuple(
                 [(r.action.value, r.requested_at, r.settled_at, r.verified_at) for r in self.stores.records]
             ),
-            tuple([self.stores.kv._entries.get(key) for key in KEYS]),
+            tuple(sorted(self.stores.kv._entries.items())),
+            None if self._copy is None else tuple(sorted(self._copy.items())),
+            self._set_back,
             bool(self.stores.held),
             self.stores.now,
             self._time_passes,
@@ -161,7 +184,8 @@ class World:
     def remains(self) -> tuple[Any, ...]:
         """Return all that matters once the operations have ended."""
         stores = self.stores
-        return stores.row, stores.now, tuple(stores.records), tuple(stores.entries.items()), bool(stores.held)
+        entries = tuple(sorted(stores.kv._entries.items()))
+        return stores.row, stores.now, tuple(stores.records), entries, bool(stores.held)
 
     def ending(self) -> Ending:
         """Return how it ended."""
@@ -178,14 +202,18 @@ class World:
         assert operation.call is not None
         name, arguments = operation.call
         shown = {
-            "apply": lambda remove, overwrite: f"remove={[*remove]} overwrite={dict(overwrite)}",
+            "apply": lambda remove, overwrite, *_: f"remove={[*remove]} overwrite={dict(overwrite)}",
             "write": lambda name, status: f"the entries of {name!r}, status {status}",
         }.get(name, lambda *_: "")(*arguments)
         return f"{operation.kind} {who + 1} {how or 'does'} {name} {shown}".rstrip()
 
     def _go_on(self, operation: Operation) -> None:
         """Let the operation run to its next step."""
-        operation.next = self._programs.next(operation.kind, operation.answers)
+        while True:
+            operation.next = self._programs.next(operation.kind, operation.answers)
+            if operation.call is None or operation.call.name != "now":
+                break
+            operation.answers += (self._programs.number(self.stores.now),)  # no step of its own
         if isinstance(operation.next, End) and operation.kind not in HOST:
             self.promises.ended(operation, operation.next, self.stores.records)
 
@@ -193,6 +221,9 @@ class World:
         assert operation.call is not None
         name, arguments = operation.call
         row, records = self.stores.row, self.stores.records
+        if self._ticks:
+            self.stores.tick()
+        WHOSE.token = f"{self.operations.index(operation)}"
         answer = STEPS[name](self, operation, fault, *arguments)
         operation.started = True
         goes_on = fault == REFUSES and operation.kind == "reconcile"
