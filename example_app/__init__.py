@@ -5,12 +5,10 @@
 """
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import redis
-from flask import Flask, Response
+from flask import Flask, Response, abort
 
 from flask_mythic_clients import MythicClients, openapi_document
 from flask_mythic_clients.backends.memory import MemoryStore
@@ -21,6 +19,7 @@ from . import stores
 from .models import Client, db, prepare_tables
 
 KEYS_FILE = "admin-keys.txt"
+ENTRIES_LIVE = 3600  # seconds
 
 
 def create_app(memory: MemoryStore | None = None) -> Flask:
@@ -41,26 +40,27 @@ def create_app(memory: MemoryStore | None = None) -> Flask:
     )
     db.init_app(app)
     url = stores.redis_url(instance)
-    clients = MythicClients(
-        repository=SQLAlchemyRepository(db, Client), kv=memory or RedisStore.from_url(url)
-    )
+    store = memory or RedisStore.from_url(url)
+    clients = MythicClients(repository=SQLAlchemyRepository(db, Client), kv=store)
     clients.init_app(app)
-    cache = memory or stores.connect(url)
     with app.app_context():
-        prepare_tables(cache)
+        prepare_tables(memory or stores.connect(url))
 
     @app.get("/api/v1/clients/<client_id>")
     def show(client_id: str) -> Response:
         """Answer from the key-value store, as a hot path does; fill it from the database on a miss."""
-        with suppress(redis.RedisError):  # a cache that is away is a miss
-            if document := cache.get(f"client:{client_id}"):
-                return _answer(document, "key-value store")
-        client = db.get_or_404(Client, client_id)
-        key = f"client:{client.id}"  # as the row has it: MariaDB finds an id in any case
-        document = client.entry_values()[key]
-        with suppress(redis.RedisError):
-            cache.set(key, document)
-        return _answer(document, "database")
+        key, source = f"client:{client_id}", "key-value store"
+
+        def load() -> str | None:
+            nonlocal source
+            source = "database"
+            client = db.session.get(Client, client_id)
+            return client.entry_values().get(key) if client else None  # none: MariaDB finds an id in any case
+
+        document = store.fetch(key, load, expire=ENTRIES_LIVE)
+        if document is None:
+            abort(404)
+        return Response(document, mimetype="application/json", headers={"X-Answered-From": source})
 
     @app.get("/api/v1/openapi.json")
     def document() -> dict[str, Any]:
@@ -68,10 +68,6 @@ def create_app(memory: MemoryStore | None = None) -> Flask:
         return openapi_document()
 
     return app
-
-
-def _answer(document: Any, source: str) -> Response:
-    return Response(document, mimetype="application/json", headers={"X-Answered-From": source})
 
 
 def _admin_keys(instance: Path) -> str:

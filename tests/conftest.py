@@ -4,8 +4,9 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click.testing
 import pytest
@@ -27,6 +28,8 @@ if "mix_stderr" in inspect.signature(click.testing.CliRunner).parameters:
     )
 
 FindServer = Callable[[str], Server]
+Running = Callable[[AbstractContextManager[Any]], AbstractContextManager[Any]]
+_T = TypeVar("_T")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,6 +80,25 @@ def find_server(pytestconfig: pytest.Config) -> Iterator[FindServer]:
     for server in started.values():
         if isinstance(server, Server):
             server.stop()
+
+
+@pytest.fixture(scope="session")
+def running(pytestconfig: pytest.Config) -> Running:
+    """Run servers of a test's own, given as a context, and end them; where they are missing, as above."""
+
+    @contextmanager
+    def run(servers: AbstractContextManager[_T]) -> Iterator[_T]:
+        if pytestconfig.getoption("--quick"):
+            pytest.skip("A quick run starts no server.")
+        try:
+            with servers as started:
+                yield started
+        except ServerUnavailableError as error:
+            if os.environ.get("REQUIRE_SERVICES"):
+                pytest.fail(f"REQUIRE_SERVICES is set, and: {error}")
+            pytest.skip(f"{error}")
+
+    return run
 
 
 @pytest.fixture

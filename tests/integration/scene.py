@@ -195,12 +195,14 @@ def document(id: str, status: bool, name: str = "Acme") -> str:
 
 
 @contextmanager
-def make_scene(url: str, kv: KeyValue, told: Told = OURS, **options: Any) -> Iterator[Scene]:
-    """Mount the package on a model that tells its status so."""
+def make_scene(
+    url: str, kv: KeyValue, told: Told = OURS, *, tapped: bool = True, **options: Any
+) -> Iterator[Scene]:
+    """Mount the package on a model that tells its status so; without the tap, the store may have a mark."""
     db, tap = SQLAlchemy(), Tap(kv.store)
     options = {"config": CONFIG, **options}
     model, columns = told.map(db), {"status": told.status}
-    host = make_host(url, tap, db=db, model=model, columns=columns, **options)  # type: ignore[arg-type]
+    host = make_host(url, tap if tapped else kv.store, db=db, model=model, columns=columns, **options)  # type: ignore[arg-type]
     scene = Scene(host, tap, kv.raw, url, told)
     try:
         yield scene
