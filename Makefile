@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-# Two at a time, each class or file on one side; not the campaigns, which measure times and load.
+# Two at a time, each class or file on one side; not the campaigns that measure times and load.
 SIDE_BY_SIDE = -n 2 --dist loadscope
+ALONE = $(patsubst %,tests/campaigns/test_%.py,crowds failover kills outages_database outages_kv)
 
 # Those that are tried beside the oldest, 3.11.
 LATER_PYTHONS = 3.12 3.13 3.14
 
 .DEFAULT_GOAL := help
-CAMPAIGNS = interleavings kills outages crowds stateful hostile-input keys-under-attack
+CAMPAIGNS = interleavings kills outages failover crowds stateful hostile-input keys-under-attack
 .PHONY: help run test quick test-lowest test-pythons check clean mutation
 .PHONY: $(CAMPAIGNS:%=campaign-%) $(LATER_PYTHONS:%=test-python-%)
 
@@ -21,8 +22,8 @@ run: $(VENV)/installed-example ## Start the example server (ARGS="--port 8001")
 
 test: $(VENV)/installed-dev ## Run all tests, or some (ARGS="-k wire")
 ifeq ($(ARGS),)
-	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/campaigns
-	$(VENV)/bin/python -m pytest tests/campaigns
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(ALONE:%=--ignore %)
+	$(VENV)/bin/python -m pytest $(ALONE)
 else
 	$(VENV)/bin/python -m pytest $(ARGS)
 endif
@@ -31,6 +32,8 @@ QUICK = -m pytest $(SIDE_BY_SIDE) --quick -q -rfE tests/unit tests/contract test
 quick: check ## Lint, types, layers, and the tests on SQLite and in memory, in under a minute
 	$(VENV)/bin/python $(QUICK) $(ARGS)
 
+# Of the contract one status by each path: kinds of status are ours.
+CONTRACTS = TestMemoryRepository TestOurColumns TestListeners
 # What leans on the libraries; waits, plans and refusals are the servers'. The lowest PyMySQL is nearly the newest.
 OF_LIBRARIES = host_* hosts engines migrations status_kinds sql_sent sql_sent_again two_kinds other_clients wire_contract
 # Only the oldest Python will do: some of the lowest versions have no wheels for a later one, or fail on it.
@@ -38,7 +41,7 @@ test-lowest: ## Run the unit tests and those of the libraries on the lowest vers
 	$(MAKE) VENV=$(VENV)-lowest $(VENV)-lowest/installed-lowest \
 	    PYTHON="$(or $(call found,3.11),$(error Python 3.11 is neither on PATH nor known to pyenv or uv))"
 	$(VENV)-lowest/bin/python -m pytest $(SIDE_BY_SIDE) -k "not valkey and not mariadb" $(ARGS) \
-	    tests/unit tests/contract/test_repositories.py $(wildcard $(OF_LIBRARIES:%=tests/integration/test_%.py))
+	    tests/unit $(CONTRACTS:%=tests/contract/test_repositories.py::%) $(wildcard $(OF_LIBRARIES:%=tests/integration/test_%.py))
 
 test-pythons: $(LATER_PYTHONS:%=test-python-%) ## Run the quick tests on each later Python that is found
 $(LATER_PYTHONS:%=test-python-%): test-python-%:
@@ -48,6 +51,7 @@ $(LATER_PYTHONS:%=test-python-%): test-python-%:
 campaign-interleavings: ## Every interleaving of two and three operations, with every fault (SIZE=3)
 campaign-kills: ## kill -9 at every named moment, and at random ones under load (SIZE=1000)
 campaign-outages: ## Both stores away, slow, hung and cut off (SIZE=60, in seconds)
+campaign-failover: ## PostgreSQL's primary killed under load, its standby promoted (SIZE=100)
 campaign-crowds: ## 64 equal requests at once, four reconciles at once (SIZE=1000)
 campaign-stateful: ## Random programs against a model; on real stores a twentieth of them (SIZE=10000)
 campaign-hostile-input: ## schemathesis over the OpenAPI document (SIZE=10000)

@@ -88,7 +88,7 @@ class Explorer:
             assert self._replay(world.schedule).remains() == remains, "a copy of a world went another way"
         if remains not in self._judged:
             self._judged.add(remains)
-            world.promises.over(world.stores)
+            world.promises.over(world.stores, remembers=world.remembers)
             self._note(world)
 
     def _replay(self, schedule: Schedule) -> World:

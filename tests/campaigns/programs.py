@@ -201,6 +201,7 @@ class Programs:
 
     def __init__(self, service: type[DeletionService] = DeletionService, *, remembers: bool = False) -> None:
         self.service = service
+        self.remembers = remembers
         self._ports = RememberingPorts if remembers else Ports
         self._answers: list[Any] = []
         self._numbers: dict[Any, int] = {}

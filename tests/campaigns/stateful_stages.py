@@ -299,10 +299,10 @@ _TIMES = ("requested_at", "settled_at", "verified_at")
 
 def _record(row: Mapping[Any, Any]) -> DeletionRecord:
     keys = tuple(key for key in row["kv_keys"] if key is not None)
-    times = {name: _utc(row[name]) for name in _TIMES}
-    return DeletionRecord(
-        **{**row, **times, "action": Action(row["action"]), "kv_keys": keys, "attempts": row["attempts"] or 0}
-    )
+    told = {name: row[name] for name in row if name != "digested_at"}
+    told |= {name: _utc(row[name]) for name in _TIMES}
+    told |= {"action": Action(row["action"]), "kv_keys": keys, "attempts": row["attempts"] or 0}
+    return DeletionRecord(**told)
 
 
 def _utc(time: datetime | None) -> datetime | None:

@@ -237,7 +237,7 @@ class StampsFirst(DeletionService):
     def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
         with self._repository.settle(client_ids, wait=wait) as holding:
             pass
-        self._bring_in_line(holding)
+        self._bring_in_line(holding, self._kv, removals=holding.records)
         return holding
 
 
@@ -254,9 +254,9 @@ class WritesAgainFromAnOldRow(DeletionService):
 class TakesATimeoutForDone(DeletionService):
     """Says that entries are gone where the store did not answer."""
 
-    def _bring_in_line(self, holding: Holding) -> set[str]:
+    def _bring_in_line(self, holding: Holding, *rest: Any, **options: Any) -> set[str]:
         with suppress(KeyValueStoreError):
-            return super()._bring_in_line(holding)
+            return super()._bring_in_line(holding, *rest, **options)
         return set()
 
 

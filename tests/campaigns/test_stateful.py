@@ -100,9 +100,9 @@ class _MakesEntries(MemoryStore):
 
 
 class _TakesAnOutageForSuccess(DeletionService):
-    def _bring_in_line(self, holding: Holding) -> set[str]:
+    def _bring_in_line(self, holding: Holding, *rest: Any, **options: Any) -> set[str]:
         with suppress(KeyValueStoreError):
-            return super()._bring_in_line(holding)
+            return super()._bring_in_line(holding, *rest, **options)
         return set()
 
 
@@ -110,7 +110,7 @@ class _WritesAfterTheStamp(DeletionService):
     def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
         with self._repository.settle(client_ids, wait=wait) as holding:
             pass
-        self._bring_in_line(holding)
+        self._bring_in_line(holding, self._kv, removals=holding.records)
         for record in holding.records:
             self._on_settled(record)
         return holding
@@ -122,7 +122,7 @@ class _LooksTooEarly(DeletionService):
 
 
 class _KnowsOnlyTheKeysOfToday(DeletionService):
-    def _bring_in_line(self, holding: Holding) -> set[str]:
+    def _bring_in_line(self, holding: Holding, *rest: Any, **options: Any) -> set[str]:
         today = {key for client in holding.clients.values() for key in self._entries(client)}
         records = [
             replace(record, kv_keys=tuple(key for key in record.kv_keys if key in today))
@@ -130,13 +130,12 @@ class _KnowsOnlyTheKeysOfToday(DeletionService):
             else record
             for record in holding.records
         ]
-        return super()._bring_in_line(replace(holding, records=tuple(records)))
+        return super()._bring_in_line(replace(holding, records=tuple(records)), *rest, **options)
 
 
 class _TrustsANewerRow(DeletionService):
-    def _bring_in_line(self, holding: Holding) -> set[str]:
-        seen = tuple(replace(record, verified_at=record.requested_at) for record in holding.records)
-        return super()._bring_in_line(replace(holding, records=seen))
+    def _bring_in_line(self, holding: Holding, store: Any, removals: Any = ()) -> set[str]:
+        return super()._bring_in_line(holding, store)
 
 
 @pytest.mark.parametrize(

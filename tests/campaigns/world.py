@@ -81,6 +81,7 @@ class World:
         self.late: tuple[Command, ...] = ()
         self.schedule: tuple[Choice, ...] = ()
         self._programs = programs
+        self.remembers = programs.remembers
         self._faults = faults
         self._time_passes = time_passes
         self._set_back = set_back

@@ -123,6 +123,7 @@ def test_the_config_table_is_that_of_the_settings() -> None:
         "admin_keys": lambda value: str(dict(value)),
         "kv_keys": lambda value: str(list(value)).replace("'", '"'),
         "verify_after": lambda value: str(round(value.total_seconds())),
+        "keys_kept": lambda value: str(round(value.total_seconds())),
     }
     expected = [
         (f"{PREFIX}{field.name.upper()}", shown.get(field.name, str)(getattr(defaults, field.name)))

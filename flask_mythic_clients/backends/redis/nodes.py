@@ -281,6 +281,13 @@ def _code(error: Exception) -> str:
     return code if code.isalpha() and code.isupper() else ""
 
 
+def has_moved(reply: Any) -> bool:
+    """Whether a node of a cluster has answered that another has the key; redis-py 5 has no class for it."""
+    return isinstance(reply, redis.exceptions.AskError) or (
+        isinstance(reply, redis.ResponseError) and f"{reply}".startswith(("MOVED ", "ASK "))
+    )
+
+
 def told(error: Exception) -> ForeignError:
     """Tell an error by its text only where that is about the connection: redis-py quotes the command else."""
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):

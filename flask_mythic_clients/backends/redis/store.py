@@ -12,7 +12,7 @@ from ...errors import ConfigurationError, EntriesRefusedError, KeyValueStoreErro
 from ...leases import get_or_fill, lease_of
 from ...model import Mark
 from .leases import RedisLeases
-from .nodes import ClusterNodes, Command, Node, Nodes, OneNode, Task, told
+from .nodes import ClusterNodes, Command, Node, Nodes, OneNode, Task, has_moved, told
 from .runs import RedisRun, read_mark
 
 
@@ -128,8 +128,7 @@ class RedisStore:
                 refused.update(key for key, _ in tasks)
                 continue
             for (key, command), answer in zip(tasks, replies, strict=True):
-                moved = isinstance(answer, redis.exceptions.AskError)
-                reply = self._nodes.follow(command) if moved else answer
+                reply = self._nodes.follow(command) if has_moved(answer) else answer
                 if isinstance(reply, Exception):
                     refused.add(key)
                     why = told(reply)
