@@ -81,7 +81,7 @@ def test_one_reconcile_settles_all_that_an_outage_left(
         began = time.monotonic()
         done = served.reconcile()
         report(pending=count, settled=done["settled"], seconds=round(time.monotonic() - began, 2))
-    assert done == {"settled": count, "verified": 0, "failed": 0}
+    assert done == {"settled": count, "verified": 0, "failed": 0, "blind": False}
     assert (eyes.pending(), eyes.half_deleted()) == (0, [])
 
 

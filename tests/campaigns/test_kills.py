@@ -150,7 +150,7 @@ def test_a_kill_at_any_moment_of_reconcile_leaves_what_another_repairs(
             assert served.send("reconcile", id).status == 200
             assert (eyes.pending(), eyes.half_deleted()) == (0, [])
             assert _unfinished(eyes) == set()
-    assert served.reconcile() == {"settled": 0, "verified": 0, "failed": 0}
+    assert served.reconcile() == {"settled": 0, "verified": 0, "failed": 0, "blind": False}
     assert (eyes.pending(), eyes.half_deleted()) == (0, [])
     report(kills_at_named_moments=kills.count, half_deleted_after_reconcile=len(eyes.half_deleted()))
 

@@ -104,7 +104,8 @@ def test_a_client_is_deleted_restored_and_removed_by_whatever_has_the_engine(
             records = clients.service.history("acme")
         assert [record.action for record in records] == ["soft", "restore", "hard"]
         status = host.app.test_cli_runner().invoke(args=["mythic-clients", "status"])
-        assert (status.exit_code, status.stdout) == (0, "pending 0, oldest -\n")
+        assert status.exit_code == 0
+        assert status.stdout.startswith("pending 0, oldest -,")
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -168,4 +169,4 @@ def test_an_engine_without_a_model_is_refused(host: _Host) -> None:
 def test_a_function_that_returns_no_engine_is_told(host: _Host) -> None:
     repository = SQLAlchemyRepository(lambda: "sqlite://", host.model)  # type: ignore[arg-type,return-value]
     with pytest.raises(ConfigurationError, match=r"^db: the function returned str in place of an Engine"):
-        repository.backlog()
+        repository.now()

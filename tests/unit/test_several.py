@@ -1,5 +1,6 @@
 """Several key-value stores as one: each gets what it has, and all must confirm."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,21 +14,26 @@ from flask_mythic_clients import (
 )
 from flask_mythic_clients.auth import digest
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
-from flask_mythic_clients.several import SeveralStores
-from flask_mythic_clients.testing import KeyValueStoreContract
+from flask_mythic_clients.model import Mark
+from flask_mythic_clients.ports import KeyValueStore, RememberingStore
+from flask_mythic_clients.several import SeveralStores, join
+from flask_mythic_clients.testing import KeyValueStoreContract, RememberingStoreContract
 from tests.hosts import Gate
 
 
-class TestTheContract(KeyValueStoreContract):
-    """Two stores are as one."""
+class TestTheContract(KeyValueStoreContract, RememberingStoreContract):
+    """Three stores are as one, of which one has no mark."""
 
     @pytest.fixture
     def raw(self) -> MemoryStore:
         return MemoryStore()
 
     @pytest.fixture
-    def store(self, raw: MemoryStore) -> SeveralStores:
-        return SeveralStores([MemoryStore(), raw])
+    def store(self, raw: MemoryStore) -> KeyValueStore:
+        return join([MemoryStore(), Gate(MemoryStore()), raw])
+
+    def set_back(self, raw: MemoryStore) -> None:
+        raw.flush()
 
     @pytest.fixture
     def refuse_all_but(self, raw: MemoryStore) -> Any:
@@ -55,6 +61,23 @@ def test_one_that_is_away_keeps_the_record_pending_and_the_others_from_nothing(p
     with app.app_context():
         assert clients.service.reconcile().settled == 1
     assert cache.get("client:acme") is sessions.get("session:acme") is None
+
+
+def test_stores_without_a_mark_have_none_together() -> None:
+    assert not isinstance(join([Gate(MemoryStore()), Gate(MemoryStore())]), RememberingStore)
+
+
+def test_they_remember_as_far_as_the_one_that_remembers_least() -> None:
+    one, other = MemoryStore(), MemoryStore()
+    stores = join([one, other])
+    assert isinstance(stores, RememberingStore)
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    for hour, store in ((1, one), (2, other)):
+        time = noon + timedelta(hours=hour)
+        assert store.open_run("name").close(Mark(time, time))
+    assert (stores.read_mark("name"), stores.open_run("name").mark) == (one.read_mark("name"),) * 2
+    other.flush()
+    assert (stores.read_mark("name"), stores.open_run("name").mark) == (None, None)
 
 
 def test_what_either_refuses_is_refused() -> None:

@@ -1,0 +1,170 @@
+"""What keeps the mark from moving, and what does not; how far back a reconcile goes."""
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
+from flask_mythic_clients.entries import EntryFunction
+from flask_mythic_clients.errors import KeyValueStoreError
+from flask_mythic_clients.model import Mark, Reconciliation
+from flask_mythic_clients.repair import mark_name
+from flask_mythic_clients.service import DeletionService
+
+WINDOW, DAY = timedelta(seconds=60), timedelta(days=1)
+NAME = mark_name(MemoryRepository(), "clients")
+
+
+class World:
+    """Clients `a` and `b`, removed and verified an hour ago; the store has lost that since."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.rows, self.kv = MemoryRepository(lambda: self.now), MemoryStore()
+        self.broken: set[str] = set()
+        self.service = DeletionService(
+            self.rows, self.kv, EntryFunction(self.entries), verify_after=WINDOW, keys_kept=DAY
+        )
+        for id in ("a", "b"):
+            self.rows.add(id)
+            self.kv.set(f"client:{id}", "1")
+        self.service.reconcile()
+        before = dict(self.kv._entries)
+        for id in ("a", "b"):
+            self.service.hard_delete(id, actor="tests")
+        self.pass_(120)
+        assert self.service.reconcile().verified == 2
+        self.kv._entries = before
+        self.pass_(3600)
+
+    def entries(self, row: Any) -> Mapping[str, None]:
+        if row.id in self.broken:
+            raise LookupError(row.id)
+        return {f"client:{row.id}": None}
+
+    def pass_(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @property
+    def mark(self) -> datetime | None:
+        mark = self.kv.read_mark(NAME)
+        return mark and mark.began
+
+    @property
+    def came_back(self) -> list[str]:
+        return [id for id in ("a", "b") if self.kv.get(f"client:{id}") is not None]
+
+
+@pytest.fixture
+def world() -> World:
+    """A world whose store was set back."""
+    world = World()
+    assert world.came_back == ["a", "b"]
+    return world
+
+
+def test_one_reconcile_repairs_it_and_moves_the_mark(world: World) -> None:
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert (world.came_back, world.mark) == ([], world.now)
+
+
+def test_what_a_verified_client_is_refused_keeps_the_mark(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = world.mark
+    world.kv.refuse("client:a")
+    assert world.service.reconcile() == Reconciliation(0, 0, 1)
+    assert (world.came_back, world.mark) == (["a"], before)
+    assert "was set back while this ran, or has refused an entry" in caplog.text
+    world.kv.refuse()
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert (world.came_back, world.mark) == ([], world.now)
+
+
+def test_a_rule_that_fails_for_a_verified_client_keeps_the_mark_and_stops_no_other(world: World) -> None:
+    world.rows.add("a")
+    world.broken = {"a"}
+    before = world.mark
+    assert world.service.reconcile() == Reconciliation(0, 0, 1)
+    assert (world.came_back, world.mark) == (["a"], before)
+    world.broken = set()
+    world.service.reconcile()
+    assert world.mark == world.now
+
+
+def test_what_is_held_keeps_the_mark_and_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, hold = world.mark, world.rows._hold
+    monkeypatch.setattr(world.rows, "_hold", lambda ids, wait: hold(set(ids) - {"a"}, wait))
+    assert world.service.reconcile() == Reconciliation(0, 0, 1)
+    assert (world.came_back, world.mark) == (["a"], before)
+    monkeypatch.undo()
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert (world.came_back, world.mark) == ([], world.now)
+
+
+def test_what_is_not_yet_verified_does_not_keep_the_mark(world: World) -> None:
+    world.rows.add("c")
+    world.kv.set("client:c", "1")
+    world.service.hard_delete("c", actor="tests")
+    world.kv.refuse("client:c")
+    assert world.service.reconcile() == Reconciliation(0, 0, 1)
+    assert (world.came_back, world.mark) == ([], world.now)
+
+
+def test_a_store_that_is_away_at_the_end_is_a_warning(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: object) -> bool:
+        raise KeyValueStoreError
+
+    monkeypatch.setattr("flask_mythic_clients.backends.memory.MemoryRun.close", away)
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert world.came_back == []
+    assert "The mark in the key-value store could not be read or set" in caplog.text
+
+
+def test_a_clock_that_went_back_five_minutes_loses_nothing(world: World) -> None:
+    """What was verified then seems to be from before the mark."""
+    world.service.reconcile()
+    world.kv.set("client:a", "1")
+    (record,) = world.rows.history("a")
+    assert record.verified_at is not None
+    for minutes, back in ((4, []), (6, ["a"])):
+        world.kv.set("client:a", "1")
+        mark = record.verified_at + timedelta(minutes=minutes)
+        assert world.kv.open_run(NAME).close(Mark(mark, mark))
+        world.service.reconcile()
+        assert world.came_back == back
+
+
+def test_without_a_mark_it_goes_back_as_far_as_there_are_keys(world: World) -> None:
+    world.kv.flush()
+    world.kv.set("client:a", "1")
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert (world.came_back, world.mark) == ([], world.now)
+
+
+def test_since_goes_back_further_than_the_mark(world: World) -> None:
+    world.service.reconcile()
+    world.kv.set("client:a", "1")
+    world.pass_(1)
+    world.service.reconcile(since=timedelta(seconds=10))
+    assert world.came_back == ["a"]
+    world.service.reconcile(since=timedelta(hours=2))
+    assert world.came_back == []
+
+
+def test_keys_are_let_go_when_they_are_old_and_the_mark_is_younger(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.pass_(DAY.total_seconds())
+    caplog.set_level(logging.ERROR)
+    assert world.service.reconcile() == Reconciliation(0, 0, 0, blind=True)
+    assert "compare both stores with `audit`" in caplog.text
+    assert world.came_back == []
+    assert world.rows.history("a")[0].kv_keys == ("client:a",)
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert world.rows.history("a")[0].kv_keys == ()
