@@ -213,10 +213,10 @@ def test_on_metadata_of_their_own_the_second_to_come_to_a_ledger_is_refused(data
         model = type(kind, (ClientMixin, base), {"__tablename__": kind})
         repositories[kind] = SQLAlchemyRepository(engine, model)
         base.metadata.create_all(engine)
-    assert repositories["clients"].backlog().pending == 0
+    assert repositories["clients"].history("acme") == []
     with pytest.raises(ConfigurationError, match=r"^The table client_deletions already exists for something"):
-        repositories["organizations"].backlog()
-    assert repositories["clients"].backlog().pending == 0
+        repositories["organizations"].history("acme")
+    assert repositories["clients"].history("acme") == []
     engine.dispose()
 
 
@@ -227,5 +227,5 @@ def test_a_missing_ledger_is_named(database_url: str, empty_database: Callable[[
     repository = SQLAlchemyRepository(engine, model, ledger="organization_deletions")
     model.__table__.create(engine)  # type: ignore[attr-defined]
     with pytest.raises(RepositoryError, match=r"lacks organization_deletions: make it as your app makes its"):
-        repository.backlog()
+        repository.history("acme")
     engine.dispose()

@@ -40,6 +40,7 @@ def test_the_defaults_are_those_of_the_table() -> None:
         kv_keys=("client:{id}",),
         hard_delete=HardDelete.ALLOW,
         verify_after=timedelta(seconds=60),
+        keys_kept=timedelta(days=7),
         retry_after=5,
     )
 
@@ -71,6 +72,8 @@ def test_the_config_of_a_flask_app_has_the_same_defaults() -> None:
         ("VERIFY_AFTER", 0, timedelta(0)),
         ("VERIFY_AFTER", 90, timedelta(seconds=90)),
         ("VERIFY_AFTER", " 90 ", timedelta(seconds=90)),
+        ("KEYS_KEPT", 0, timedelta(0)),
+        ("KEYS_KEPT", "86400", timedelta(days=1)),
         ("RETRY_AFTER", 0, 0),
         ("SOFT_DELETE_ENTRIES", "remove", SoftDeleteEntries.REMOVE),
         ("SOFT_DELETE_ENTRIES", SoftDeleteEntries.REWRITE, SoftDeleteEntries.REWRITE),
@@ -91,6 +94,7 @@ def test_a_good_value_is_read(name: str, value: object, read: object) -> None:
         ("HARD_DELETE", [None, True, False, "", "Allow", "ALLOW", "allow ", "after", 1, ["allow"]]),
         ("VERIFY_AFTER", [None, True, False, "", "-1", "1.5", "1 m", "٣", "9" * 10, 1.5, -1, 10**12]),
         ("VERIFY_AFTER", [timedelta(seconds=60), float("nan")]),
+        ("KEYS_KEPT", [None, True, "", "7d", 1.5, -1, 10**12, timedelta(days=7)]),
         ("SOFT_DELETE_ENTRIES", [None, True, "", "Remove", "delete", ["remove"]]),
         ("RETRY_AFTER", [None, True, False, "five", "5 s", 5.0, -1, 10**12, []]),
     ],
@@ -102,7 +106,7 @@ def test_a_wrong_value_is_refused_by_name(name: str, values: list[Any]) -> None:
 
 def test_every_setting_has_its_wrong_values_above() -> None:
     tested = {"admin_keys", "url_prefix", "kv_keys", "hard_delete", "verify_after", "retry_after"} | {
-        "soft_delete_entries"
+        *("keys_kept", "soft_delete_entries")
     }
     assert {field.name for field in dataclasses.fields(Settings)} == tested
 

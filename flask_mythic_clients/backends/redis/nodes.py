@@ -281,7 +281,7 @@ def _code(error: Exception) -> str:
     return code if code.isalpha() and code.isupper() else ""
 
 
-def has_moved(reply: Any) -> bool:
+def has_moved(reply: Exception) -> bool:
     """Whether a node of a cluster has answered that another has the key; redis-py 5 has no class for it."""
     return isinstance(reply, redis.exceptions.AskError) or (
         isinstance(reply, redis.ResponseError) and f"{reply}".startswith(("MOVED ", "ASK "))

@@ -128,7 +128,9 @@ class RedisStore:
                 refused.update(key for key, _ in tasks)
                 continue
             for (key, command), answer in zip(tasks, replies, strict=True):
-                reply = self._nodes.follow(command) if has_moved(answer) else answer
+                reply = answer
+                if isinstance(reply, Exception) and has_moved(reply):
+                    reply = self._nodes.follow(command)
                 if isinstance(reply, Exception):
                     refused.add(key)
                     why = told(reply)
