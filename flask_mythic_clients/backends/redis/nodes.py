@@ -25,9 +25,10 @@ class Node:
     until it has an answer the others still fail.
     """
 
-    def __init__(self, name: str, client: redis.Redis) -> None:
+    def __init__(self, name: str, client: redis.Redis, tries: int = 1) -> None:
         self.name = name
         self.client = client
+        self._tries = tries  # on connections that were closed; more are the client's own
         self._away_until = 0.0  # on the monotonic clock
 
     def send(self, tasks: Sequence[Task], seal: Command | None = None) -> list[Any]:
@@ -52,18 +53,16 @@ class Node:
             self._away_until = away_until
 
     def _send(self, tasks: Sequence[Task], seal: Command | None) -> list[Any]:
-        try:
-            return self._execute(tasks, seal)
-        except redis.ConnectionError:
-            # The server has closed the connection. Perhaps it was idle for too long:
-            self.client.ping()
-        try:
-            return self._execute(tasks, seal)
-        except redis.ConnectionError as error:
-            # It also closes the connection at a value that is too large, and does none of the rest.
-            self.client.ping()
-            if len(tasks) < 2:
-                return [error for _ in tasks]
+        failures: list[Exception] = []
+        while len(failures) < self._tries:
+            try:
+                return self._execute(tasks, seal)
+            except redis.ConnectionError as error:
+                failures.append(error)
+                self.client.ping()
+        # The server is there, and closes the connection: as it does at a value that is too large.
+        if len(tasks) < 2:
+            return failures[-1:] * len(tasks)
         half = len(tasks) // 2
         return self._send(tasks[:half], None) + self._send(tasks[half:], None)
 
@@ -253,7 +252,7 @@ class ClusterNodes:
         client = cluster.get_redis_connection(found)
         node = self._known.get(found.name)
         if node is None:
-            node = self._known.setdefault(found.name, Node(found.name, client))
+            node = self._known.setdefault(found.name, Node(found.name, client, tries=2))
         node.client = client
         return node
 
