@@ -4,13 +4,13 @@ VENV ?= .venv
 ARGS ?=
 # Two at a time, each class or file on one side; not the campaigns that measure times and load.
 SIDE_BY_SIDE = -n 2 --dist loadscope
-ALONE = $(patsubst %,tests/campaigns/test_%.py,crowds failover kills outages_database outages_kv)
+ALONE = $(patsubst %,tests/campaigns/test_%.py,backlog crowds failover kills outages_database outages_kv)
 
 # Those that are tried beside the oldest, 3.11.
 LATER_PYTHONS = 3.12 3.13 3.14
 
 .DEFAULT_GOAL := help
-CAMPAIGNS = interleavings kills outages failover crowds stateful hostile-input keys-under-attack
+CAMPAIGNS = interleavings kills outages failover crowds backlog stateful hostile-input keys-under-attack
 .PHONY: help run test quick test-lowest test-pythons check clean mutation
 .PHONY: $(CAMPAIGNS:%=campaign-%) $(LATER_PYTHONS:%=test-python-%)
 
@@ -53,6 +53,7 @@ campaign-kills: ## kill -9 at every named moment, and at random ones under load 
 campaign-outages: ## Both stores away, slow, hung and cut off (SIZE=60, in seconds)
 campaign-failover: ## PostgreSQL's primary killed under load, its standby promoted (SIZE=100)
 campaign-crowds: ## 64 equal requests at once, four reconciles at once (SIZE=1000)
+campaign-backlog: ## Four reconciles at once on a large backlog, one entry refused, one row locked (SIZE=200000)
 campaign-stateful: ## Random programs against a model; on real stores a twentieth of them (SIZE=10000)
 campaign-hostile-input: ## schemathesis over the OpenAPI document (SIZE=10000)
 campaign-keys-under-attack: ## Mutated admin keys (SIZE=100000)
