@@ -162,7 +162,8 @@ def _add_status(group: AppGroup, service: DeletionService) -> None:
     @click.pass_context
     def status_command(context: click.Context, as_json: bool) -> None:
         """Tell how it stands; exit with 1 if something is pending, failed, overdue or away. For monitors."""
-        health = service.health()
+        with _exit_codes():
+            health = service.health()
         if as_json:
             _print_json(_health(health))
         else:

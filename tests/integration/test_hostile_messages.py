@@ -92,6 +92,8 @@ class TestARedisCluster:
         class Cluster:
             def pipeline(self) -> Any: ...
 
+            def get_primaries(self) -> Any: ...
+
             def keyslot(self, key: str) -> int:
                 raise error
 

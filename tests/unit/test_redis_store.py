@@ -277,6 +277,19 @@ def _accepted(listening: socket.socket) -> int:
         count += 1
 
 
+def test_an_object_that_stands_for_a_client_will_do(kv: KeyValue) -> None:
+    """As Flask-Redis has one."""
+
+    class Extension:
+        def __getattr__(self, name: str) -> object:
+            return getattr(kv.raw, name)
+
+    store = RedisStore(Extension())  # type: ignore[arg-type]
+    kv.raw.set("a", "1")
+    assert store.apply(remove=["a"], overwrite={}) == {"a"}
+    assert store.fetch("b", lambda: "loaded", expire=60) == b"loaded"
+
+
 def test_a_client_of_asyncio_is_refused() -> None:
     for client in (redis.asyncio.Redis(), redis.asyncio.RedisCluster(host="127.0.0.1")):
         with pytest.raises(ConfigurationError, match=r"none of redis\.asyncio"):

@@ -129,7 +129,7 @@ class Nodes(Protocol):
 class OneNode:
     """A server that has all keys."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: Any) -> None:
         self._node = Node("", client)
 
     def every(self) -> Sequence[Node]:

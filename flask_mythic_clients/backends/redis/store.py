@@ -30,9 +30,9 @@ class RedisStore:
                 "RedisStore takes a client of redis-py, and none of redis.asyncio; for a URL use "
                 "RedisStore.from_url."
             )
-        self._nodes: Nodes = (
-            OneNode(client) if isinstance(client, redis.Redis) else ClusterNodes(lambda: client)
-        )
+        # Not by its class: it may be an extension's object that stands for a client, as Flask-Redis has one.
+        of_cluster = hasattr(client, "get_primaries")
+        self._nodes: Nodes = ClusterNodes(lambda: client) if of_cluster else OneNode(client)
 
     @classmethod
     def from_url(cls, url: str, *, timeout: float = 1.0, cluster: bool = False) -> "RedisStore":
