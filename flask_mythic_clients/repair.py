@@ -54,7 +54,8 @@ class Repair:
         if isinstance(kv, RememberingStore):
             with _no_condition():
                 self._run = kv.open_run(mark_name(repository, kind))
-        self._left: set[str] = set()
+        self._held: set[str] = set()
+        self._failed: set[str] = set()
         self._waits = True
 
     @property
@@ -70,18 +71,19 @@ class Repair:
             return frozenset()
         whole = True
         for page in pages(partial(self._repository.done, since=self._earliest(since))):
-            # What is not verified is to be done once more anyway: the mark need not wait for it.
+            # What is not verified is to be done once more anyway: the mark need not wait for it. But one that
+            # is held may be just being verified, with a stamp that is older than the mark to be set.
             self._again(self._kv, [record for record in page if record.verified_at is None])
             verified = [record for record in page if record.verified_at is not None]
             whole &= self._again(self._run or self._kv, verified)
-        if self._run is not None and whole:
+        if self._run is not None and whole and not self._held:
             with _no_condition():
                 if not self._run.close(Mark(self._began, self._repository.now())):
                     logger.warning(
                         "The key-value store was set back while this ran, or has refused an entry: the next "
                         "reconcile does all again."
                     )
-        return frozenset(self._left)
+        return frozenset(self._held | self._failed)
 
     def forget_keys(self, kept: timedelta) -> None:
         """Let the ledger keep digests alone of old keys that no mark makes necessary; of many, some."""
@@ -111,20 +113,20 @@ class Repair:
         return min([*times, self._began - since] if since is not None else times)
 
     def _again(self, store: KeyValueStore | Run, records: Sequence[DeletionRecord]) -> bool:
-        """Bring in line what nobody else holds, then what its holder lets go; return whether that was all."""
+        """Bring in line what nobody else holds, then what its holder lets go; False where the rule failed."""
         held, whole = self._take(store, records, wait=False)
         if held and self._waits:
             of_held = [record for record in records if record.client_id in held]
             held, rest_whole = self._take(store, of_held, wait=True)
             whole &= rest_whole
             self._waits = not held  # one wait in vain was enough, or each that is held would cost another
-        self._left |= held
-        return whole and not held
+        self._held |= held
+        return whole
 
     def _take(
         self, store: KeyValueStore | Run, records: Sequence[DeletionRecord], *, wait: bool
     ) -> tuple[set[str], bool]:
-        """Bring in line; return the clients that another transaction holds, and whether no other was left."""
+        """Bring in line; return the clients that others hold, and False where the host's rule failed."""
         client_ids = sorted({record.client_id for record in records})
         held: set[str] = set()
         if not client_ids:
@@ -153,7 +155,7 @@ class Repair:
         return held, False
 
     def _leave(self, client_ids: Collection[str], error: BaseException) -> None:
-        self._left |= set(client_ids)
+        self._failed |= set(client_ids)
         for client_id in sorted(client_ids):
             logger.error("Client %s could not be reconciled.", client_id, exc_info=error)
 
