@@ -83,6 +83,13 @@ class Repair:
                         "The key-value store was set back while this ran, or has refused an entry: the next "
                         "reconcile does all again."
                     )
+        if self._held:
+            logger.warning(
+                "Clients left, for another transaction holds them: %d, %s first. The mark in the key-value "
+                "store stays.",
+                len(self._held),
+                min(self._held),
+            )
         return frozenset(self._held | self._failed)
 
     def forget_keys(self, kept: timedelta) -> None:

@@ -95,11 +95,14 @@ def test_a_rule_that_fails_for_a_verified_client_keeps_the_mark_and_stops_no_oth
     assert world.mark == world.now
 
 
-def test_what_is_held_keeps_the_mark_and_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_held_keeps_the_mark_and_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     before, hold = world.mark, world.rows._hold
     monkeypatch.setattr(world.rows, "_hold", lambda ids, wait: hold(set(ids) - {"a"}, wait))
     assert world.service.reconcile() == Reconciliation(0, 0, 1)
     assert (world.came_back, world.mark) == (["a"], before)
+    assert "Clients left, for another transaction holds them: 1, a first." in caplog.text
     monkeypatch.undo()
     assert world.service.reconcile() == Reconciliation(0, 0, 0)
     assert (world.came_back, world.mark) == ([], world.now)
