@@ -1,7 +1,7 @@
 """The nouns that pass between the layers; all frozen. None shows a client's keys or values in its repr."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -125,6 +125,12 @@ class Mark:
         except ValueError:
             return None
         return cls(began, ended) if began.tzinfo and ended.tzinfo else None
+
+    @staticmethod
+    def oldest(marks: "Iterable[Mark | None]") -> "Mark | None":
+        """Return the oldest; None where one is missing."""
+        found = list(marks)
+        return None if None in found else min(filter(None, found), default=None)
 
     def __str__(self) -> str:
         return f"{self.began.isoformat()} {self.ended.isoformat()}"

@@ -35,7 +35,7 @@ class RememberingStores(SeveralStores):
 
     def read_mark(self, name: str) -> Mark | None:
         """Fulfil `ports.RememberingStore.read_mark`."""
-        return _oldest(store.read_mark(name) for store in self._remembering())
+        return Mark.oldest(store.read_mark(name) for store in self._remembering())
 
     def open_run(self, name: str) -> Run:
         """Fulfil `ports.RememberingStore.open_run`."""
@@ -51,7 +51,7 @@ class _Runs:
 
     def __init__(self, runs: Sequence[Run], apply: Sequence[Callable[..., set[str]]]) -> None:
         self._runs, self._apply = runs, apply
-        self.mark = _oldest(run.mark for run in runs)
+        self.mark = Mark.oldest(run.mark for run in runs)
 
     def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
         return _apply(self._apply, remove, overwrite)
@@ -59,12 +59,6 @@ class _Runs:
     def close(self, mark: Mark) -> bool:
         closed = [run.close(mark) for run in self._runs]
         return all(closed)
-
-
-def _oldest(marks: Iterable[Mark | None]) -> Mark | None:
-    found = list(marks)
-    known = [mark for mark in found if mark is not None]
-    return min(known) if len(known) == len(found) else None
 
 
 def _apply(

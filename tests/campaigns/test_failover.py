@@ -2,12 +2,11 @@
 
 import itertools
 import math
-import os
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,9 +14,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.conftest import Running
 from tests.hosts import KeyValue
 
-from ..servers import Server, ServerUnavailableError
 from .host import KINDS
 from .outages import AFTERWARDS
 from .served import Answer, Eyes, Load, Served, percentile, serve
@@ -34,16 +33,9 @@ PATIENCE = 60
 
 
 @pytest.fixture
-def pair(find_server: Callable[[str], Server]) -> Iterator[Pair]:
+def pair(running: Running) -> Iterator[Pair]:
     """Two PostgreSQLs of our own."""
-    find_server("postgresql")  # or skip, or fail
-    with ExitStack() as stack:
-        try:
-            pair = stack.enter_context(open_pair())
-        except ServerUnavailableError as error:
-            if os.environ.get("REQUIRE_SERVICES"):
-                pytest.fail(f"REQUIRE_SERVICES is set, and: {error}")
-            pytest.skip(f"{error}")
+    with running(open_pair()) as pair:
         yield pair
 
 

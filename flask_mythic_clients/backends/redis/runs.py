@@ -89,9 +89,7 @@ def _mark_key(nodes: Nodes, node: Node, name: str) -> str:
 
 
 def _oldest(marks: Collection[Any]) -> Mark | None:
-    read = [None if mark is None else Mark.read(mark) for mark in marks]
-    known = [mark for mark in read if mark is not None]
-    return min(known) if known and len(known) == len(read) else None
+    return Mark.oldest(None if mark is None else Mark.read(mark) for mark in marks)
 
 
 def _ask(nodes: Nodes, node: Node, command: Command) -> Any:
