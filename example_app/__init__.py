@@ -54,7 +54,7 @@ def create_app(memory: MemoryStore | None = None) -> Flask:
         def load() -> str | None:
             nonlocal source
             source = "database"
-            client = db.session.get(Client, client_id)
+            client = db.session.get(Client, client_id, populate_existing=True)
             return client.entry_values().get(key) if client else None  # none: MariaDB finds an id in any case
 
         document = store.fetch(key, load, expire=ENTRIES_LIVE)

@@ -33,7 +33,7 @@ class _Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gen
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         """Return a timedelta."""
-        found = re.fullmatch(r"([0-9]{1,6})([dhms])", f"{value}")
+        found = re.fullmatch(r"([0-9]{1,5})([dhms])", f"{value}")
         if found is None:
             self.fail(f"{value!r} is no duration: write a number and d, h, m or s, such as 2h.", param, ctx)
         return timedelta(**{_UNITS[found[2]]: int(found[1])})

@@ -145,6 +145,10 @@ class DeletionLedger(Protocol):
         """
         ...
 
+    def has_forgotten(self, *, since: datetime) -> bool:
+        """Whether a record that was verified at or after a time has lost its keys."""
+        ...
+
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Return every record of the client, oldest first; also of a client that is gone."""
         ...
@@ -158,7 +162,7 @@ class DeletionLedger(Protocol):
         ...
 
     def address(self) -> str:
-        """Return what tells this database from others, without the name and password of a user."""
+        """Return what tells this ledger, in its database, from others; without a user's name and password."""
         ...
 
 

@@ -6,7 +6,7 @@ a reconcile leaves in the store comes back with it, and tells from when on every
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -60,7 +60,9 @@ class Repair:
 
     @property
     def _mark(self) -> datetime | None:
-        return self._run.mark.began if self._run and self._run.mark else None
+        mark = self._run and self._run.mark
+        # One that is still to come was set while the database's clock ran ahead, and tells nothing.
+        return mark.began if mark and mark.began <= self._began else None
 
     def do_again(self, since: timedelta | None) -> frozenset[str]:
         """Do again what the store may have forgotten, then move its mark; return the clients that are left.
@@ -71,12 +73,11 @@ class Repair:
             return frozenset()
         whole = True
         for page in pages(partial(self._repository.done, since=self._earliest(since))):
-            # What is not verified is to be done once more anyway: the mark need not wait for it. But one that
-            # is held may be just being verified, with a stamp that is older than the mark to be set.
+            # What is not verified is to be done once more anyway: the mark need not wait for it.
             self._again(self._kv, [record for record in page if record.verified_at is None])
             verified = [record for record in page if record.verified_at is not None]
             whole &= self._again(self._run or self._kv, verified)
-        if self._run is not None and whole and not self._held:
+        if self._run is not None and whole:
             with _no_condition():
                 if not self._run.close(Mark(self._began, self._repository.now())):
                     logger.warning(
@@ -85,8 +86,7 @@ class Repair:
                     )
         if self._held:
             logger.warning(
-                "Clients left, for another transaction holds them: %d, %s first. The mark in the key-value "
-                "store stays.",
+                "Clients left, for another transaction holds them: %d, %s first.",
                 len(self._held),
                 min(self._held),
             )
@@ -96,19 +96,19 @@ class Repair:
         """Let the ledger keep digests alone of old keys that no mark makes necessary; of many, some."""
         if self._remembers and self._mark is None:
             return
-        for _ in range(_PAGES_FORGOTTEN):
-            if not self._repository.forget_keys(verified_before=self._mark, kept=kept):
-                return
+        with suppress(BusyError):  # another time will do
+            for _ in range(_PAGES_FORGOTTEN):
+                if not self._repository.forget_keys(verified_before=self._mark, kept=kept):
+                    return
 
-    def is_blind(self, kept: timedelta) -> bool:
-        """Whether the store may have forgotten more than the ledger has keys of."""
-        if self._mark is None or self._began - self._mark <= kept:
+    def is_blind(self) -> bool:
+        """Whether the store has forgotten what the ledger has no keys of any more."""
+        if self._mark is None or not self._repository.has_forgotten(since=self._mark):
             return False
         logger.error(
-            "The key-value store remembers what was done until %s, and the ledger has the keys of the last "
-            "%s: compare both stores with `audit`.",
+            "The key-value store remembers what was done until %s, and of some that was done since then the "
+            "ledger has no keys: compare both stores with `audit`.",
             self._mark,
-            kept,
         )
         return True
 
@@ -120,7 +120,7 @@ class Repair:
         return min([*times, self._began - since] if since is not None else times)
 
     def _again(self, store: KeyValueStore | Run, records: Sequence[DeletionRecord]) -> bool:
-        """Bring in line what nobody else holds, then what its holder lets go; False where the rule failed."""
+        """Bring in line what nobody else holds, then what its holder lets go; return whether that was all."""
         held, whole = self._take(store, records, wait=False)
         if held and self._waits:
             of_held = [record for record in records if record.client_id in held]
@@ -128,7 +128,7 @@ class Repair:
             whole &= rest_whole
             self._waits = not held  # one wait in vain was enough, or each that is held would cost another
         self._held |= held
-        return whole
+        return whole and not held
 
     def _take(
         self, store: KeyValueStore | Run, records: Sequence[DeletionRecord], *, wait: bool
@@ -147,7 +147,7 @@ class Repair:
         except BusyError:
             return set(client_ids), True
         except EntriesRefusedError as error:
-            self._leave(error.client_ids, error.__cause__ or error)
+            self._leave(error.client_ids or client_ids, error.__cause__ or error)
             return held, True  # the run itself keeps the mark of who refused
         except MythicClientsError:
             raise

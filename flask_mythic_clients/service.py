@@ -113,7 +113,7 @@ class DeletionService:
         verified = self._sweep(self._verify, due)
         left = settled.left | verified.left | repair.do_again(since)
         repair.forget_keys(self._keys_kept)
-        blind = repair.is_blind(self._keys_kept)
+        blind = repair.is_blind()
         return Reconciliation(settled.records, verified.records, len(left), blind)
 
     def pending(self) -> Iterator[DeletionRecord]:

@@ -51,12 +51,19 @@ class _Runs:
 
     def __init__(self, runs: Sequence[Run], apply: Sequence[Callable[..., set[str]]]) -> None:
         self._runs, self._apply = runs, apply
+        self._refused = False
         self.mark = Mark.oldest(run.mark for run in runs)
 
     def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
-        return _apply(self._apply, remove, overwrite)
+        try:
+            return _apply(self._apply, remove, overwrite)
+        except EntriesRefusedError:
+            self._refused = True  # perhaps by a store that keeps no mark
+            raise
 
     def close(self, mark: Mark) -> bool:
+        if self._refused:
+            return False
         closed = [run.close(mark) for run in self._runs]
         return all(closed)
 

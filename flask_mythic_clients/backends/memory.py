@@ -276,6 +276,12 @@ class MemoryRepository:
             found = [record for record in self._records.values() if _is_done(record, since)]
         return [record for record in found if after is None or record.id > after.id][:_PAGE]
 
+    def has_forgotten(self, *, since: datetime) -> bool:
+        """Fulfil `ports.DeletionLedger.has_forgotten`."""
+        with self._changed:
+            forgotten = [record.verified_at for record in self._records.values() if record.kv_digests]
+        return any(at is not None and at >= since for at in forgotten)
+
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
         with self._changed:

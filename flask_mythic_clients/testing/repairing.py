@@ -139,6 +139,21 @@ class RepairingContract(RepositoryFixtures):
         assert repository.forget_keys(verified_before=None, kept=_AT_ONCE) == 1
         assert _walk(repository.done, since=None) == []
 
+    def test_it_is_known_whether_something_done_since_has_lost_its_keys(
+        self, repository: ClientRepository, add_client: AddClient, let_time_pass: LetTimePass
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        _settle(repository, acme)
+        _verify(repository, acme)
+        let_time_pass(60)
+        before = repository.now() - _LONG
+        assert not repository.has_forgotten(since=before)
+        assert repository.forget_keys(verified_before=None, kept=_AT_ONCE) == 1
+        assert repository.has_forgotten(since=before)
+        assert not repository.has_forgotten(since=repository.now())
+
     def test_more_than_a_page_is_forgotten_page_by_page(
         self, repository: ClientRepository, add_client: AddClient
     ) -> None:

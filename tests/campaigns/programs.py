@@ -90,6 +90,9 @@ class Ports:
     def forget_keys(self, *, verified_before: datetime | None, kept: timedelta) -> int:
         return 0  # nothing here is as old as that
 
+    def has_forgotten(self, *, since: datetime) -> bool:
+        return False
+
     def address(self) -> str:
         return "memory"
 

@@ -229,3 +229,15 @@ def test_a_missing_ledger_is_named(database_url: str, empty_database: Callable[[
     with pytest.raises(RepositoryError, match=r"lacks organization_deletions: make it as your app makes its"):
         repository.history("acme")
     engine.dispose()
+
+
+def test_two_ledgers_in_one_database_have_addresses_of_their_own() -> None:
+    """By these they are told apart in the key-value store."""
+    addresses = set()
+    engine = sa.create_engine("sqlite:///shared.db")
+    for ledger in ("a_deletions", "b_deletions"):
+        base = type("Base", (DeclarativeBase,), {})
+        model = type("Account", (ClientMixin, base), {"__tablename__": "accounts"})
+        addresses.add(SQLAlchemyRepository(engine, model, ledger=ledger).address())
+    assert len(addresses) == 2
+    engine.dispose()

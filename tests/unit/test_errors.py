@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -71,7 +71,7 @@ ARGUMENTS = {
     "settled_for": timedelta(),
     "wait": True,
     "after": None,
-    "since": None,
+    "since": datetime(2026, 1, 1, tzinfo=UTC),
     "verified_before": None,
     "kept": timedelta(),
     "remove": ["client:acme"],

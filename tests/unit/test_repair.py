@@ -1,6 +1,5 @@
 """What keeps the mark from moving, and what does not; how far back a reconcile goes."""
 
-import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -117,18 +116,6 @@ def test_what_is_not_yet_verified_does_not_keep_the_mark(world: World) -> None:
     assert (world.came_back, world.mark) == ([], world.now)
 
 
-def test_what_may_be_just_being_verified_keeps_the_mark(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its stamp is older than what it does to the entries."""
-    world.rows.add("c")
-    world.service.hard_delete("c", actor="tests")
-    before, hold = world.mark, world.rows._hold
-    monkeypatch.setattr(world.rows, "_hold", lambda ids, wait: hold(set(ids) - {"c"}, wait))
-    assert world.service.reconcile() == Reconciliation(0, 0, 1)
-    assert (world.came_back, world.mark) == ([], before)
-
-
 def test_a_store_that_is_away_at_the_end_is_a_warning(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,6 +142,15 @@ def test_a_clock_that_went_back_five_minutes_loses_nothing(world: World) -> None
         assert world.came_back == back
 
 
+def test_a_mark_that_is_still_to_come_tells_nothing(world: World) -> None:
+    """It was set while the database's clock ran ahead."""
+    world.kv.set("client:a", "1")
+    ahead = world.now + timedelta(hours=1)
+    assert world.kv.open_run(NAME).close(Mark(ahead, ahead))
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert (world.came_back, world.mark) == ([], world.now)
+
+
 def test_without_a_mark_it_goes_back_as_far_as_there_are_keys(world: World) -> None:
     world.kv.flush()
     world.kv.set("client:a", "1")
@@ -172,14 +168,23 @@ def test_since_goes_back_further_than_the_mark(world: World) -> None:
     assert world.came_back == []
 
 
-def test_keys_are_let_go_when_they_are_old_and_the_mark_is_younger(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_keys_are_let_go_when_they_are_old_and_the_mark_is_younger(world: World) -> None:
     world.pass_(DAY.total_seconds())
-    caplog.set_level(logging.ERROR)
-    assert world.service.reconcile() == Reconciliation(0, 0, 0, blind=True)
-    assert "compare both stores with `audit`" in caplog.text
-    assert world.came_back == []
-    assert world.rows.history("a")[0].kv_keys == ("client:a",)
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert world.rows.history("a")[0].kv_keys == ("client:a",), "the mark was older"
     assert world.service.reconcile() == Reconciliation(0, 0, 0)
     assert world.rows.history("a")[0].kv_keys == ()
+
+
+def test_a_store_that_has_lost_what_has_no_keys_any_more_is_told_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = dict(world.kv._entries)
+    world.pass_(DAY.total_seconds())
+    for _ in range(2):
+        world.service.reconcile()
+    world.kv._entries = copy
+    assert world.service.reconcile() == Reconciliation(0, 0, 0, blind=True)
+    assert "compare both stores with `audit`" in caplog.text
+    assert world.came_back == ["a", "b"]
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)

@@ -6,7 +6,7 @@ from typing import Any
 from ...entries import Value
 from ...errors import EntriesRefusedError, KeyValueStoreError
 from ...leases import LEASE_SECONDS, lease_of
-from .nodes import Command, Nodes, told
+from .nodes import Command, Nodes, has_moved, told
 
 # NX: whoever has made the entry meanwhile has read later.
 _FILL = """
@@ -51,6 +51,8 @@ class RedisLeases:
         except KeyValueStoreError:
             self._nodes.failed(node)
             raise
+        if isinstance(reply, Exception) and has_moved(reply):
+            reply = self._nodes.follow(command)
         if isinstance(reply, Exception):
             raise EntriesRefusedError(keys=[key]) from told(reply)
         return reply

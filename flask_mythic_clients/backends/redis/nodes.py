@@ -1,6 +1,5 @@
 """The servers behind a store: one, or the primaries of a cluster; each is sent one pipeline a call."""
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from ...errors import ForeignError, KeyValueStoreError
 # Seconds for which a server that timed out is left alone. Whoever waits for it holds a connection of the
 # database and the locks on a client, on SQLite on everybody: in an outage the waits would add up.
 _PAUSE = 1.0
+_TRYING = 10.0
 
 Command: TypeAlias = tuple[Any, ...]  # its name, then its arguments
 Task: TypeAlias = tuple[str, Command]  # an entry's key, and what is to be done to it, or to its lease
@@ -41,7 +41,7 @@ class Node:
         away_until = 0.0
         try:
             return self._send(tasks, seal)
-        except UnicodeError:
+        except UnicodeEncodeError:
             raise redis.DataError("A key or a value has characters that cannot be encoded.") from None
         except redis.DataError:
             raise  # a value that cannot be sent: the host's mistake, not an outage
@@ -84,7 +84,8 @@ class Node:
         if time.monotonic() < away_until:
             raise KeyValueStoreError("The key-value store timed out a moment ago, and was not asked again.")
         if away_until:
-            self._away_until = math.inf  # this call tries
+            # This call tries. Not for ever: a fork may leave the thread behind that does.
+            self._away_until = time.monotonic() + _TRYING
 
 
 class Nodes(Protocol):

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from ...entries import Value
 from ...errors import EntriesRefusedError, KeyValueStoreError
 from ...model import Mark
-from .nodes import Command, Node, Nodes, told
+from .nodes import Command, Node, Nodes, has_moved, told
 
 _Apply: TypeAlias = Callable[[Collection[str], Mapping[str, Value], Mapping[Node, Command]], set[str]]
 
@@ -39,16 +39,19 @@ class RedisRun:
 
     def __init__(self, nodes: Nodes, name: str, apply: _Apply) -> None:
         """Read the marks, and leave a key on each server; raises KeyValueStoreError where none answers."""
-        self._nodes, self._name, self._apply = nodes, name, apply
-        self._token = secrets.token_hex(8)
+        self._nodes, self._apply = nodes, apply
+        token = secrets.token_hex(8)
         self._pages = 0
+        # Named once: one that has moved to another server meanwhile is not counted there.
+        self._keys = {node: nodes.key_on(node, f"{name}:run:{token}") for node in nodes.every()}
+        self._marks = {node: _mark_key(nodes, node, name) for node in self._keys}
         self._counting: list[Node] = []
         marks, away = [], None
-        for node in nodes.every():
+        for node, key in self._keys.items():
             try:
                 # The key first: where the server is set back in between, that is gone.
-                _ask(nodes, node, ("SET", self._key(node), 0, "EX", _LIFE))
-                marks.append(_ask(nodes, node, ("GET", _mark_key(nodes, node, name))))
+                _ask(nodes, node, ("SET", key, 0, "EX", _LIFE))
+                marks.append(_ask(nodes, node, ("GET", self._marks[node])))
                 self._counting.append(node)
             except KeyValueStoreError as error:
                 away = error
@@ -60,7 +63,7 @@ class RedisRun:
         """Fulfil `Run.apply`."""
         seals: dict[Node, Command] = {}
         for node in self._counting:
-            seals[node] = ("EVAL", _COUNT, 1, self._key(node), self._pages, self._pages + 1, _LIFE)
+            seals[node] = ("EVAL", _COUNT, 1, self._keys[node], self._pages, self._pages + 1, _LIFE)
         self._pages += 1
         try:
             return self._apply(remove, overwrite, seals)
@@ -71,17 +74,17 @@ class RedisRun:
 
     def close(self, mark: Mark) -> bool:
         """Fulfil `Run.close`."""
-        done = len(self._counting) == len(self._nodes.every())
+        done = len(self._counting) == len(self._keys)
+        failed: KeyValueStoreError | None = None
         for node in self._counting:
-            command = ("EVAL", _CLOSE, 2, self._key(node), _mark_key(self._nodes, node, self._name))
+            command = ("EVAL", _CLOSE, 2, self._keys[node], self._marks[node], self._pages, f"{mark}")
             try:
-                done &= bool(_ask(self._nodes, node, (*command, self._pages, f"{mark}")))
-            except KeyValueStoreError:
-                done = False
+                done &= bool(_ask(self._nodes, node, command))
+            except KeyValueStoreError as error:
+                failed = error
+        if failed is not None:
+            raise failed
         return done
-
-    def _key(self, node: Node) -> str:
-        return self._nodes.key_on(node, f"{self._name}:run:{self._token}")
 
 
 def _mark_key(nodes: Nodes, node: Node, name: str) -> str:
@@ -99,5 +102,7 @@ def _ask(nodes: Nodes, node: Node, command: Command) -> Any:
         nodes.failed(node)
         raise
     if isinstance(reply, Exception):
+        if has_moved(reply):
+            nodes.failed(node)  # so that it is looked who has it now
         raise KeyValueStoreError from told(reply)
     return reply

@@ -76,9 +76,9 @@ class RedisStore:
         since the reading began. `load` returning None makes no entry. The value is returned also where the
         entry could not be made, or the store is away.
 
-        `load` must see what is committed when it is called. A transaction that has read before may not: on
-        MariaDB, whose default is REPEATABLE READ, it still sees what its first SELECT saw, so end it first;
-        a replica of the database that lags is no place to load from.
+        `load` must see what is committed when it is called. An object that a session has loaded before does
+        not (`populate_existing=True`), nor does a transaction that has read before at REPEATABLE READ, the
+        default of MariaDB: end it first. A replica of the database that lags is no place to load from.
         On a cluster, a key with a `}` and no hash tag, such as `a}b`, is loaded and never kept: its lease
         would lie on another node.
         """

@@ -52,7 +52,8 @@ def engines_of(
 def address(engine: sa.Engine) -> str:
     """Return where an engine's database is, without the name and the password of a user."""
     url, where = engine.url, engine.url.query
-    sockets = [f"{where.get(name, '')}" for name in ("host", "port", "unix_socket")]
+    # Where it is not in the URL's own parts; `options` may name a schema.
+    sockets = [f"{where.get(name, '')}" for name in ("host", "port", "unix_socket", "options")]
     name = url.database or ""
     if url.get_backend_name() == "sqlite":
         name = str(Path(name).resolve())  # another process may name it from another folder

@@ -185,6 +185,13 @@ class Ledger:
             session.connection().execute(of_id.values(digested_at=dialect.now), digests)
         return len(digests)
 
+    def has_forgotten(self, session: Session, dialect: Dialect, since: datetime) -> bool:  # noqa: ARG002
+        """Fulfil `ports.DeletionLedger.has_forgotten`."""
+        c = self.table.c
+        # Keys go after the verify: so the index finds the few.
+        query = sa.select(c.id).where(c.digested_at >= since, c.verified_at >= since).limit(1)
+        return session.connection().execute(query).first() is not None
+
     def now(self, session: Session, dialect: Dialect) -> datetime:
         """Fulfil `ports.DeletionLedger.now`."""
         read: Any = session.connection().scalar(sa.select(sa.type_coerce(dialect.now, _TIME)))

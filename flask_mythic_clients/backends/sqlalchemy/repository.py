@@ -147,6 +147,10 @@ class SQLAlchemyRepository:
         """Fulfil `ports.DeletionLedger.done`."""
         return self._transactions().read(partial(self._ledger.done, since=since, after=after))
 
+    def has_forgotten(self, *, since: datetime) -> bool:
+        """Fulfil `ports.DeletionLedger.has_forgotten`."""
+        return self._transactions().read(partial(self._ledger.has_forgotten, since=since))
+
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
         return self._transactions().read(partial(self._ledger.history, client_id=client_id))
@@ -161,7 +165,7 @@ class SQLAlchemyRepository:
 
     def address(self) -> str:
         """Fulfil `ports.DeletionLedger.address`."""
-        return address(self._transactions().engine)
+        return f"{address(self._transactions().engine)}|{self._ledger.table}"  # several may share a database
 
     def clients(self) -> Iterator[Client]:
         """Fulfil `ports.ClientDirectory.clients`; reads page by page."""
