@@ -73,11 +73,12 @@ class Repair:
             return frozenset()
         whole = True
         for page in pages(partial(self._repository.done, since=self._earliest(since))):
-            # What is not verified is to be done once more anyway: the mark need not wait for it.
+            # What is not verified is to be done once more anyway: the mark need not wait for it. But one that
+            # is held may be just being verified, with a stamp that is older than the mark to be set.
             self._again(self._kv, [record for record in page if record.verified_at is None])
             verified = [record for record in page if record.verified_at is not None]
             whole &= self._again(self._run or self._kv, verified)
-        if self._run is not None and whole:
+        if self._run is not None and whole and not self._held:
             with _no_condition():
                 if not self._run.close(Mark(self._began, self._repository.now())):
                     logger.warning(
@@ -120,7 +121,7 @@ class Repair:
         return min([*times, self._began - since] if since is not None else times)
 
     def _again(self, store: KeyValueStore | Run, records: Sequence[DeletionRecord]) -> bool:
-        """Bring in line what nobody else holds, then what its holder lets go; return whether that was all."""
+        """Bring in line what nobody else holds, then what its holder lets go; False where the rule failed."""
         held, whole = self._take(store, records, wait=False)
         if held and self._waits:
             of_held = [record for record in records if record.client_id in held]
@@ -128,7 +129,7 @@ class Repair:
             whole &= rest_whole
             self._waits = not held  # one wait in vain was enough, or each that is held would cost another
         self._held |= held
-        return whole and not held
+        return whole
 
     def _take(
         self, store: KeyValueStore | Run, records: Sequence[DeletionRecord], *, wait: bool

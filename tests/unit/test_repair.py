@@ -116,6 +116,18 @@ def test_what_is_not_yet_verified_does_not_keep_the_mark(world: World) -> None:
     assert (world.came_back, world.mark) == ([], world.now)
 
 
+def test_what_may_be_just_being_verified_keeps_the_mark(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stamp is older than what it does to the entries."""
+    world.rows.add("c")
+    world.service.hard_delete("c", actor="tests")
+    before, hold = world.mark, world.rows._hold
+    monkeypatch.setattr(world.rows, "_hold", lambda ids, wait: hold(set(ids) - {"c"}, wait))
+    assert world.service.reconcile() == Reconciliation(0, 0, 1)
+    assert (world.came_back, world.mark) == ([], before)
+
+
 def test_a_store_that_is_away_at_the_end_is_a_warning(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
