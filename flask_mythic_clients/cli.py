@@ -149,8 +149,8 @@ def _add_reconcile(group: AppGroup, service: DeletionService) -> None:
             click.echo(f"settled {done.settled}, verified {done.verified}, failed {done.failed}")
         if done.blind:
             click.echo(
-                "The key-value store has lost more than the ledger has keys of: compare both with "
-                f"flask {group.name} audit",
+                "The key-value store has lost more than the ledger has keys of. It needs an audit: look in "
+                "it for entries of clients that are gone.",
                 err=True,
             )
         context.exit(_REFUSED if done.failed or done.blind else 0)

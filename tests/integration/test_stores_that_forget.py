@@ -218,8 +218,8 @@ class TestAMark:
         run = scene.host.flask.test_cli_runner().invoke
         result = run(args=["mythic-clients", "reconcile"])
         assert result.exit_code == 1
-        assert "flask mythic-clients audit" in result.stderr
-        assert "compare both stores" in caplog.text
+        assert "It needs an audit" in result.stderr
+        assert "It needs an audit" in caplog.text
         assert _came_back(scene) == GONE  # nobody knows their keys
         assert run(args=["mythic-clients", "reconcile"]).exit_code == 0
 

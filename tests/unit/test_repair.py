@@ -197,6 +197,6 @@ def test_a_store_that_has_lost_what_has_no_keys_any_more_is_told_once(
         world.service.reconcile()
     world.kv._entries = copy
     assert world.service.reconcile() == Reconciliation(0, 0, 0, blind=True)
-    assert "compare both stores with `audit`" in caplog.text
+    assert "It needs an audit" in caplog.text
     assert world.came_back == ["a", "b"]
     assert world.service.reconcile() == Reconciliation(0, 0, 0)

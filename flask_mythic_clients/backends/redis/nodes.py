@@ -12,7 +12,7 @@ from ...errors import ForeignError, KeyValueStoreError
 # Seconds for which a server that timed out is left alone. Whoever waits for it holds a connection of the
 # database and the locks on a client, on SQLite on everybody: in an outage the waits would add up.
 _PAUSE = 1.0
-_TRYING = 10.0
+_TRYING = 10.0  # seconds for which the others leave it alone while one call tries it
 
 Command: TypeAlias = tuple[Any, ...]  # its name, then its arguments
 Task: TypeAlias = tuple[str, Command]  # an entry's key, and what is to be done to it, or to its lease

@@ -105,9 +105,8 @@ class RedisStore:
         for key in (*remove, *overwrite):
             work.append((key, ("UNLINK", lease_of(key))))
         for key in remove:
-            work.append(
-                (key, ("UNLINK", key))
-            )  # not DEL, which holds the server up while it frees a large set
+            # Not DEL, which holds the server up while it frees a large set.
+            work.append((key, ("UNLINK", key)))
         for key, value in overwrite.items():
             work.append((key, ("SET", key, value, "XX", "KEEPTTL")))
         shares = dict.fromkeys(seals, ()) | self._nodes.share(work)

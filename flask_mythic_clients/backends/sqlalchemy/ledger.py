@@ -55,9 +55,8 @@ def ledger_table(metadata: sa.MetaData, model: type, name: str) -> sa.Table:
         sa.Column("client_id", _CLIENT_ID, nullable=False),
         sa.Column("action", sa.String(16), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
-        sa.Column(
-            "kv_keys", sa.JSON(), nullable=False
-        ),  # a list; or an object, which has their digests alone
+        # A list; or an object, which has their digests alone.
+        sa.Column("kv_keys", sa.JSON(), nullable=False),
         sa.Column("requested_at", _TIME, nullable=False),
         sa.Column("settled_at", _TIME),
         sa.Column("verified_at", _TIME),
