@@ -69,8 +69,17 @@ class DeletionSteps(Protocol):
         """Change the client's row and insert its deletion record, both or neither.
 
         Return False, having done nothing, where the row is absent or already so, or is active and
-        the change says `only_if_inactive`. On True the row was seen to be changed: where the database kept
-        it, or forbids the change, nothing has changed, and a ChangeRefusedError says what was in the way.
+        the change says `only_if_inactive`. On True the row was seen to be changed, and that is durable: where
+        the database kept it, or forbids the change, nothing has changed, and a ChangeRefusedError says what
+        was in the way.
+        """
+        ...
+
+    def make_durable(self) -> None:
+        """Return when all that is committed by now is as durable as what `record` has done.
+
+        Others may not have waited for the disk, or for a standby; or their wait was cut short, as by a crash.
+        The key-value store must not follow a row that may yet be lost.
         """
         ...
 

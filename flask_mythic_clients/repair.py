@@ -73,6 +73,7 @@ class Repair:
             return frozenset()
         whole = True
         for page in pages(partial(self._repository.done, since=self._earliest(since))):
+            self._repository.make_durable()
             # What is not verified is to be done once more anyway: the mark need not wait for it. But one that
             # is held may be just being verified, with a stamp that is older than the mark to be set.
             self._again(self._kv, [record for record in page if record.verified_at is None])

@@ -167,6 +167,8 @@ class DeletionService:
     def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
         check_client_id(client_id)
         recorded = self._record(action, client_id, actor)
+        if not recorded:
+            self._repository.make_durable()
         holding = self._settle([client_id])
         if not recorded:
             self._explain(action, client_id, holding)
@@ -280,6 +282,7 @@ class DeletionService:
             for page in pages(page_after):
                 if not (client_ids := sorted({record.client_id for record in page} - swept.left)):
                     continue
+                self._repository.make_durable()
                 try:
                     swept += self._take(partial(step, wait=wait), client_ids)
                 except BusyError:

@@ -213,6 +213,9 @@ class MemoryRepository:
             self._records[record.id] = record
             return True
 
+    def make_durable(self) -> None:
+        """Fulfil `ports.DeletionSteps.make_durable`: nothing here survives anything."""
+
     @contextmanager
     def settle(self, client_ids: Collection[str], *, wait: bool = True) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""

@@ -75,6 +75,9 @@ class Ports:
     def record(self, change: Change, entries: EntryRule) -> bool:
         return self.ask("record", change)
 
+    def make_durable(self) -> None:
+        """Do nothing: all that is committed there is durable."""
+
     def settle(self, client_ids: Collection[str], *, wait: bool = True) -> Any:
         return self._holding("settle", tuple(client_ids), wait)
 

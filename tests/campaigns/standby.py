@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from ..servers import Server, ServerFailedError, ServerUnavailableError, postgresql
 
 WAIT_SECONDS = 20
+_WAITING = "pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 
 @dataclass
@@ -98,6 +99,19 @@ class Pair:
             for process in connection.scalars(others).all():
                 os.kill(process, signal.SIGKILL)
         self._primary.server.kill()
+
+    def restart_primary(self) -> None:
+        """Kill it, and start it again, as a machine does by itself."""
+        self.kill_primary()
+        self._primary.server.start()
+
+    def wait_for_waits(self, count: int) -> None:
+        """Wait until so many commits wait for the standby."""
+        self._primary.wait_until(f"{count} = (SELECT count(*) FROM {_WAITING})")
+
+    def end_waits(self) -> None:
+        """End the connections whose commits wait for the standby."""
+        self._primary.ask(f"SELECT count(pg_terminate_backend(pid)) FROM {_WAITING}")
 
     def promote(self) -> None:
         """Make the standby the primary; the one that was it is dead, or must be."""

@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -239,6 +240,48 @@ def _check_final(failovers: Sequence[Failover]) -> None:
         assert 0 < failover.acknowledged_before() < len(failover.final)
         assert unsure, "Nobody noticed: this campaign proves nothing."
         assert failover.first_success() < failover.without_primary() + 5
+
+
+# How the wait of a commit for its standby is cut short: it is then to be seen, though no standby has it.
+CUT_SHORT = {"the primary starts again": Pair.restart_primary, "its connections are ended": Pair.end_waits}
+
+
+@pytest.mark.parametrize("cut_short", CUT_SHORT.values(), ids=CUT_SHORT)
+def test_what_no_standby_has_is_acknowledged_by_no_repeat_either(
+    pair: Pair, eyes: Eyes, served: Served, cut_short: Callable[[Pair], None], report: Callable[..., None]
+) -> None:
+    removed, off = (
+        [f"{action}-{kind}" for kind in ("clients", "watched_times")] for action in ("hard", "soft")
+    )
+    requests = [(id.partition("-")[0], id) for id in removed + off]
+    eyes.add(removed + off)
+    pair.make_standby(synchronous=True)
+    pair.cut_off_standby()
+
+    with ThreadPoolExecutor(10) as callers:
+
+        def send(request: tuple[str, str]) -> Answer:
+            return served.send(*request, timeout=3)
+
+        first = callers.map(send, requests)
+        pair.wait_for_waits(len(requests))
+        cut_short(pair)
+        heard = [*first]
+        assert eyes.statuses() == dict.fromkeys(off, False)  # all of it is to be seen
+        heard += callers.map(send, [*requests, *(("reconcile", id) for id in removed)])
+        half = eyes.half_deleted()
+        pair.kill_primary()  # for good
+        pair.promote()
+        assert reconcile(served)["failed"] == 0
+    acknowledged = [answer for answer in heard if answer.status == 200]
+    gone = lost(eyes, [answer for answer in acknowledged if answer.action != "reconcile"])
+    report(acknowledged=len(acknowledged), lost=len(gone))
+    assert (gone, eyes.half_deleted()) == ([], [])
+    assert sorted(half) == sorted(removed + off)  # no entry was touched meanwhile
+    with Callers(served).load(removed + off) as load:
+        load.join()
+    assert load.statuses() == {200: len(requests)}
+    assert lost(eyes, load.answers) == []
 
 
 def test_a_failover_to_a_standby_that_was_left_behind_is_seen_to_lose_what_was_acknowledged(

@@ -107,6 +107,24 @@ def test_what_was_answered_200_before_the_power_went_is_there_when_it_is_back(
         assert store.get("client:hard") is None
 
 
+@pytest.mark.parametrize("events", [(), ("before_update", "before_delete")], ids=["plain", "listeners"])
+def test_a_client_that_the_host_switched_off_without_waiting_is_off_once_we_have_answered(
+    forgetful_server: Server, store: MemoryStore, events: tuple[str, ...]
+) -> None:
+    url = forgetful_server.url
+    _run(url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    with mounting(url, store) as mount:
+        host = mount(**_listened(*events))
+        host.add(id="acme")
+        _run(url, "SET synchronous_commit = on", "SELECT pg_logical_emit_message(true, '', '')")
+        with _power_cut_after(forgetful_server):
+            _run(url, "UPDATE clients SET status = false")
+            assert host.delete("acme").status_code == 200
+            host.add(id="the host's")
+        host.close()  # its connections are dead
+        assert {row.id: row.status for row in host.rows()} == {"acme": False}
+
+
 # Where a host may have set it, and what then holds for step 1.
 SET = {
     "connection": "SELECT '{}'",

@@ -113,6 +113,8 @@ def repository(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[SQLAlc
 def test_every_method_of_the_repository_translates(repository: SQLAlchemyRepository, method: str) -> None:
     if method == "now" and "no/such" not in f"{repository._transactions().engine.url}":
         return  # it needs no table
+    if method == "make_durable":
+        return  # it has nothing to ask SQLite
     with pytest.raises(RepositoryError) as caught:
         _call(getattr(repository, method))
     assert isinstance(caught.value.__cause__, ForeignError)

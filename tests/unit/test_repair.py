@@ -8,7 +8,7 @@ import pytest
 
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import EntryFunction
-from flask_mythic_clients.errors import KeyValueStoreError
+from flask_mythic_clients.errors import KeyValueStoreError, RepositoryError
 from flask_mythic_clients.model import Mark, Reconciliation
 from flask_mythic_clients.repair import mark_name
 from flask_mythic_clients.service import DeletionService
@@ -68,6 +68,20 @@ def world() -> World:
 def test_one_reconcile_repairs_it_and_moves_the_mark(world: World) -> None:
     assert world.service.reconcile() == Reconciliation(0, 0, 0)
     assert (world.came_back, world.mark) == ([], world.now)
+
+
+def test_nothing_is_repaired_by_rows_that_may_yet_be_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = world.mark
+
+    def unsure() -> None:
+        raise RepositoryError
+
+    monkeypatch.setattr(world.rows, "make_durable", unsure)
+    with pytest.raises(RepositoryError):
+        world.service.reconcile()
+    assert (world.came_back, world.mark) == (["a", "b"], before)
 
 
 def test_what_a_verified_client_is_refused_keeps_the_mark(

@@ -14,6 +14,7 @@ from flask_mythic_clients import (
     HardDeleteForbiddenError,
     InvalidClientIdError,
     KeyValueStoreError,
+    RepositoryError,
 )
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import KeyTemplates, Value
@@ -47,12 +48,23 @@ def entries(client: Client) -> Mapping[str, Value | None]:
     return {f"client:{client.id}": f"{client.active}", f"pk:{client.id}": None}
 
 
+class Unsure(MemoryRepository):
+    """Cannot tell whether what is committed there is durable, while that is so."""
+
+    unsure = False
+
+    def make_durable(self) -> None:
+        """Fulfil `ports.DeletionSteps.make_durable`."""
+        if self.unsure:
+            raise RepositoryError
+
+
 class World:
     """A service, and what lies behind it."""
 
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
-        self.rows, self.kv = MemoryRepository(self.clock), MemoryStore()
+        self.rows, self.kv = Unsure(self.clock), MemoryStore()
         self.announced: list[DeletionRecord] = []
         self.away = False
         self.service = DeletionService(
@@ -163,6 +175,45 @@ def test_any_later_call_finishes_what_an_earlier_one_began(first: str, again: st
     assert world.service.backlog().pending == 0
     final = GONE if "hard_delete" in (first, again) else ACTIVE if again == "restore" else SOFT
     assert world.state() == final
+
+
+def test_no_entry_follows_a_row_that_may_yet_be_lost() -> None:
+    world = World(soft_delete_entries=SoftDeleteEntries.REMOVE)
+    for method in METHODS:
+        world.add(method, status=method != "restore")
+        world.fail(method, method)
+    world.rows.unsure = True
+    before = [world.state(method) for method in METHODS]
+    for method in METHODS:
+        with pytest.raises(RepositoryError):
+            world.act(method, method)
+    with pytest.raises(RepositoryError):
+        world.service.reconcile()
+    assert [world.state(method) for method in METHODS] == before
+    assert world.service.backlog().pending == len(METHODS)
+
+
+def test_no_entry_follows_a_row_that_may_yet_be_lost_at_a_verify_either() -> None:
+    world = World()
+    world.add()
+    world.act("hard_delete")
+    world.kv.set("client:acme", "came back")
+    world.clock.now += WINDOW
+    world.rows.unsure = True
+    with pytest.raises(RepositoryError):
+        world.service.reconcile()
+    assert world.kv.get("client:acme") == "came back"
+    world.rows.unsure = False
+    assert world.service.reconcile() == Reconciliation(0, 1, 0)
+    assert world.state() == GONE
+
+
+def test_what_was_just_recorded_is_durable_already() -> None:
+    world = World()
+    world.add()
+    world.rows.unsure = True
+    world.act("hard_delete")
+    assert world.state() == GONE
 
 
 def test_a_restore_after_an_unconfirmed_deletion_settles_both() -> None:

@@ -104,6 +104,12 @@ class SQLAlchemyRepository:
         except TakenAlongError as taken:
             raise taken_along(change.client_id, taken.clients) from None
 
+    def make_durable(self) -> None:
+        """Fulfil `ports.DeletionSteps.make_durable`."""
+        transactions = self._transactions()
+        if (query := transactions.dialect.durable) is not None:
+            transactions.read(lambda session, _: session.connection().execute(query))
+
     def settle(self, client_ids: Collection[str], *, wait: bool = True) -> AbstractContextManager[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""
         stamp = partial(self._ledger.settle, client_ids=client_ids, wait=wait)

@@ -61,6 +61,8 @@ class PostgreSQL(Dialect):
     # No wait for the disk: a stamp that a crash loses is only made again. More than its deadlock_timeout is
     # waited, or a deadlock of two that settle would never be found out.
     step_2 = _set(f"{WAIT * 1250}ms", "off")
+    # It writes something, if to nobody: who wrote nothing waits for nothing.
+    durable = sa.select(sa.func.pg_logical_emit_message(sa.true(), "", "")).where(step_1)
     verdicts: ClassVar = {
         **dict.fromkeys(("40001", "40P01"), Verdict.CONFLICT),
         "55P03": Verdict.BUSY,

@@ -57,6 +57,8 @@ class Dialect:
     """A condition that is true, and sets what holds for the rest of step 1's transaction."""
     step_2: ClassVar[sa.ColumnElement[bool]] = sa.true()
     """The same for step 2's, and that of verify."""
+    durable: ClassVar[sa.Select[Any] | None] = None
+    """A query whose commit waits until all before it is as durable as a step 1; None where there is none."""
     verdicts: ClassVar[dict[Any, Verdict]] = {}
     """The codes that are known, or their first two letters, and what they mean."""
 
