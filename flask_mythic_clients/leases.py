@@ -56,6 +56,5 @@ def get_or_fill(leases: Leases, key: str, load: Callable[[], Value | None], expi
 
 def lease_of(key: str) -> str:
     """Return the name of an entry's lease; on a cluster it lies in the entry's slot where that can be."""
-    start = key.find("{")
-    tagged = start >= 0 and key.find("}", start + 1) > start + 1
-    return f"mythic:lease:{key}" if tagged or "}" in key else f"mythic:lease:{{{key}}}"
+    # Where it closes a brace it may have a tag, which no other may come before, and can have none of ours.
+    return f"mythic:lease:{key}" if "}" in key else f"mythic:lease:{{{key}}}"

@@ -1,11 +1,12 @@
 """What keeps the mark from moving, and what does not; how far back a reconcile goes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from flask_mythic_clients.backends import memory
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import EntryFunction
 from flask_mythic_clients.errors import KeyValueStoreError, RepositoryError
@@ -108,6 +109,47 @@ def test_a_rule_that_fails_for_a_verified_client_keeps_the_mark_and_stops_no_oth
     assert world.mark == world.now
 
 
+def test_what_fails_on_one_page_keeps_the_mark_though_the_next_is_well(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(memory, "_PAGE", 1)
+    for id in ("a", "b"):
+        world.rows.add(id)
+    before = world.mark
+    for broken in ({"a"}, {"b"}, {"a", "b"}):
+        world.broken = broken
+        assert world.service.reconcile() == Reconciliation(0, 0, len(broken))
+        assert world.mark == before
+        for id in broken:
+            assert f"Client {id} could not be reconciled." in caplog.messages
+    assert all(record.exc_info for record in caplog.records if "could not" in record.message)
+
+
+def test_who_is_held_beside_one_whose_rule_fails_is_told_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.rows.add("a")
+    world.broken = {"a"}
+    before, hold = world.mark, world.rows._hold
+    monkeypatch.setattr(world.rows, "_hold", lambda ids, wait: hold(set(ids) - {"b"}, wait))
+    assert world.service.reconcile() == Reconciliation(0, 0, 2)
+    assert (world.came_back, world.mark) == (["a", "b"], before)
+
+
+def test_what_is_let_go_in_time_is_waited_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits before all that nobody holds is done."""
+    hold, asked = world.rows._hold, []
+
+    def held(ids: Collection[str], wait: bool) -> Any:
+        asked.append((sorted(ids), wait))
+        return hold(ids if wait else set(ids) - {"a"}, wait)
+
+    monkeypatch.setattr(world.rows, "_hold", held)
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert (world.came_back, world.mark) == ([], world.now)
+    assert asked == [(["a", "b"], False), (["a"], True)]
+
+
 def test_what_is_held_keeps_the_mark_and_is_told(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -202,15 +244,23 @@ def test_keys_are_let_go_when_they_are_old_and_the_mark_is_younger(world: World)
     assert world.rows.history("a")[0].kv_keys == ()
 
 
+def test_all_keys_that_are_old_are_let_go_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [2, 1, 0]
+    monkeypatch.setattr(world.rows, "forget_keys", lambda **_: pages.pop(0))
+    world.service.reconcile()
+    assert pages == []
+
+
 def test_a_store_that_has_lost_what_has_no_keys_any_more_is_told_once(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copy = dict(world.kv._entries)
+    copy, mark = dict(world.kv._entries), world.mark
     world.pass_(DAY.total_seconds())
     for _ in range(2):
         world.service.reconcile()
     world.kv._entries = copy
     assert world.service.reconcile() == Reconciliation(0, 0, 0, blind=True)
+    assert f"remembers what was done until {mark}, and of some" in caplog.text
     assert "It needs an audit" in caplog.text
     assert world.came_back == ["a", "b"]
     assert world.service.reconcile() == Reconciliation(0, 0, 0)

@@ -16,7 +16,7 @@ from flask_mythic_clients.auth import digest
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.model import Mark
 from flask_mythic_clients.ports import KeyValueStore, RememberingStore
-from flask_mythic_clients.several import SeveralStores, join
+from flask_mythic_clients.several import RememberingStores, SeveralStores, join
 from flask_mythic_clients.testing import KeyValueStoreContract, RememberingStoreContract
 from tests.hosts import Gate
 
@@ -78,6 +78,25 @@ def test_they_remember_as_far_as_the_one_that_remembers_least() -> None:
     assert (stores.read_mark("name"), stores.open_run("name").mark) == (one.read_mark("name"),) * 2
     other.flush()
     assert (stores.read_mark("name"), stores.open_run("name").mark) == (None, None)
+
+
+def test_what_one_without_a_mark_refuses_keeps_the_mark_of_the_others() -> None:
+    cache, sessions = MemoryStore(), MemoryStore()
+    run = RememberingStores([cache, Gate(sessions)]).open_run("name")
+    sessions.set("a", "1")
+    sessions.refuse("a")
+    with pytest.raises(EntriesRefusedError):
+        run.apply(remove={"a"}, overwrite={})
+    time = datetime(2026, 1, 1, tzinfo=UTC)
+    assert run.close(Mark(time, time)) is False
+    assert cache.read_mark("name") is None
+
+
+def test_what_was_there_in_any_of_them_was_there() -> None:
+    first, second = MemoryStore(), MemoryStore()
+    first.set("a", "1")
+    second.set("b", "1")
+    assert SeveralStores([first, second]).apply(remove="abc", overwrite={}) == {"a", "b"}
 
 
 def test_what_either_refuses_is_refused() -> None:
