@@ -131,7 +131,7 @@ def test_who_is_held_beside_one_whose_rule_fails_is_told_too(
     world.rows.add("a")
     world.broken = {"a"}
     before, hold = world.mark, world.rows._hold
-    monkeypatch.setattr(world.rows, "_hold", lambda ids, wait: hold(set(ids) - {"b"}, wait))
+    monkeypatch.setattr(world.rows, "_hold", lambda ids, wait, **rows: hold(set(ids) - {"b"}, wait, **rows))
     assert world.service.reconcile() == Reconciliation(0, 0, 2)
     assert (world.came_back, world.mark) == (["a", "b"], before)
 
@@ -140,9 +140,9 @@ def test_what_is_let_go_in_time_is_waited_for_once(world: World, monkeypatch: py
     """Nobody waits before all that nobody holds is done."""
     hold, asked = world.rows._hold, []
 
-    def held(ids: Collection[str], wait: bool) -> Any:
+    def held(ids: Collection[str], wait: bool, **rows: bool) -> Any:
         asked.append((sorted(ids), wait))
-        return hold(ids if wait else set(ids) - {"a"}, wait)
+        return hold(ids if wait else set(ids) - {"a"}, wait, **rows)
 
     monkeypatch.setattr(world.rows, "_hold", held)
     assert world.service.reconcile() == Reconciliation(0, 0, 0)
@@ -154,7 +154,7 @@ def test_what_is_held_keeps_the_mark_and_is_told(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     before, hold = world.mark, world.rows._hold
-    monkeypatch.setattr(world.rows, "_hold", lambda ids, wait: hold(set(ids) - {"a"}, wait))
+    monkeypatch.setattr(world.rows, "_hold", lambda ids, wait, **rows: hold(set(ids) - {"a"}, wait, **rows))
     assert world.service.reconcile() == Reconciliation(0, 0, 1)
     assert (world.came_back, world.mark) == (["a"], before)
     assert "Clients left, for another transaction holds them: 1, a first." in caplog.text
@@ -179,7 +179,7 @@ def test_what_may_be_just_being_verified_keeps_the_mark(
     world.rows.add("c")
     world.service.hard_delete("c", actor="tests")
     before, hold = world.mark, world.rows._hold
-    monkeypatch.setattr(world.rows, "_hold", lambda ids, wait: hold(set(ids) - {"c"}, wait))
+    monkeypatch.setattr(world.rows, "_hold", lambda ids, wait, **rows: hold(set(ids) - {"c"}, wait, **rows))
     assert world.service.reconcile() == Reconciliation(0, 0, 1)
     assert (world.came_back, world.mark) == ([], before)
 

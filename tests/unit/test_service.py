@@ -16,6 +16,7 @@ from flask_mythic_clients import (
     KeyValueStoreError,
     RepositoryError,
 )
+from flask_mythic_clients.backends import memory
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import KeyTemplates, Value
 from flask_mythic_clients.model import (
@@ -374,6 +375,25 @@ def test_a_client_whose_entries_cannot_be_named_is_counted_once(caplog: pytest.L
     # For b both its pending and its unverified record must be left.
     assert world.service.reconcile() == Reconciliation(settled=2, verified=2, failed=1)
     assert {record.getMessage() for record in caplog.records} == {"Client b could not be reconciled."}
+
+
+def test_a_page_of_which_nothing_is_left_to_do_does_not_end_the_waiting_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "_PAGE", 1)
+    world = World(entries=lambda client: {f"{client.row.key}:{client.id}": None})
+    world.rows.add("a", key="client")
+    world.rows.add("b", key="client")
+    for id in ("a", "b"):
+        world.fail("soft_delete", id)
+    del world.rows._rows["a"].key  # now it cannot be named
+    hold = world.rows._hold
+    monkeypatch.setattr(
+        world.rows,
+        "_hold",
+        lambda ids, wait, **rows: hold(ids if wait else set(ids) - {"b"}, wait, **rows),
+    )
+    assert world.service.reconcile() == Reconciliation(settled=1, verified=0, failed=1)
 
 
 def test_templates_may_stand_in_for_a_function() -> None:
