@@ -396,6 +396,22 @@ def test_a_page_of_which_nothing_is_left_to_do_does_not_end_the_waiting_for_the_
     assert world.service.reconcile() == Reconciliation(settled=1, verified=0, failed=1)
 
 
+def test_a_client_of_whom_the_store_refuses_an_entry_is_left_and_the_others_settled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    for id in ("a", "b", "c"):
+        world.add(id)
+        world.fail("hard_delete", id)
+    world.kv.refuse("client:b")
+    assert world.service.reconcile() == Reconciliation(settled=2, verified=0, failed=1)
+    assert [world.state(id) for id in ("a", "b", "c")] == [GONE, (None, "True", None), GONE]
+    assert world.service.history("b")[0].attempts == 1
+    (logged,) = caplog.records
+    assert logged.getMessage() == "Client b could not be reconciled."
+    assert logged.exc_info
+
+
 def test_templates_may_stand_in_for_a_function() -> None:
     world = World(entries=KeyTemplates(["client:{id}"]))
     world.add()

@@ -92,6 +92,17 @@ def test_what_one_without_a_mark_refuses_keeps_the_mark_of_the_others() -> None:
     assert cache.read_mark("name") is None
 
 
+def test_each_of_them_finds_out_that_it_was_set_back_in_the_middle_of_a_run() -> None:
+    stores = [MemoryStore(), MemoryStore()]
+    time = datetime(2026, 1, 1, tzinfo=UTC)
+    for store in stores:
+        run = RememberingStores(stores).open_run("name")
+        copy = dict(store._entries)
+        run.apply(remove={"a"}, overwrite={})
+        store._entries = copy
+        assert run.close(Mark(time, time)) is False
+
+
 def test_what_was_there_in_any_of_them_was_there() -> None:
     first, second = MemoryStore(), MemoryStore()
     first.set("a", "1")
