@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 # Two at a time, each class or file on one side; not the campaigns that measure times and load.
 SIDE_BY_SIDE = -n 2 --dist loadscope
-ALONE = $(patsubst %,tests/campaigns/test_%.py,backlog crowds failover kills outages_database outages_kv)
+ALONE = $(patsubst %,tests/campaigns/test_%.py,backlog crowds outages_database outages_kv)
 
 # Those that are tried beside the oldest, 3.11.
 LATER_PYTHONS = 3.12 3.13 3.14

@@ -9,7 +9,7 @@ import pytest
 from flask_mythic_clients.backends import memory
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import EntryFunction
-from flask_mythic_clients.errors import KeyValueStoreError, RepositoryError
+from flask_mythic_clients.errors import BusyError, KeyValueStoreError, RepositoryError
 from flask_mythic_clients.model import Mark, Reconciliation
 from flask_mythic_clients.repair import mark_name
 from flask_mythic_clients.service import DeletionService
@@ -125,15 +125,45 @@ def test_what_fails_on_one_page_keeps_the_mark_though_the_next_is_well(
     assert all(record.exc_info for record in caplog.records if "could not" in record.message)
 
 
+@pytest.mark.parametrize(("broken", "held"), [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("let_go", [False, True])
 def test_who_is_held_beside_one_whose_rule_fails_is_told_too(
+    world: World, monkeypatch: pytest.MonkeyPatch, broken: str, held: str, let_go: bool
+) -> None:
+    world.rows.add(broken)
+    world.broken = {broken}
+    before, hold = world.mark, world.rows._hold
+
+    def without_held(ids: Collection[str], wait: bool, **rows: bool) -> Any:
+        return hold(ids if wait and let_go else set(ids) - {held}, wait, **rows)
+
+    monkeypatch.setattr(world.rows, "_hold", without_held)
+    assert world.service.reconcile() == Reconciliation(0, 0, 1 if let_go else 2)
+    assert (world.came_back, world.mark) == ([broken] if let_go else ["a", "b"], before)
+
+
+def test_who_is_held_together_with_others_is_waited_for(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.rows.add("a")
-    world.broken = {"a"}
-    before, hold = world.mark, world.rows._hold
-    monkeypatch.setattr(world.rows, "_hold", lambda ids, wait, **rows: hold(set(ids) - {"b"}, wait, **rows))
-    assert world.service.reconcile() == Reconciliation(0, 0, 2)
-    assert (world.came_back, world.mark) == (["a", "b"], before)
+    hold = world.rows.hold
+
+    def busy(ids: Collection[str], *, wait: bool) -> Any:
+        if not wait:
+            raise BusyError
+        return hold(ids, wait=wait)
+
+    monkeypatch.setattr(world.rows, "hold", busy)
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert (world.came_back, world.mark) == ([], world.now)
+
+
+def test_the_mark_moves_also_where_nothing_was_verified_since(world: World) -> None:
+    world.service.reconcile()
+    world.pass_(600)
+    world.rows.add("c")
+    world.service.hard_delete("c", actor="tests")
+    assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert world.mark == world.now
 
 
 def test_what_is_let_go_in_time_is_waited_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
