@@ -11,7 +11,7 @@ LATER_PYTHONS = 3.12 3.13 3.14
 
 .DEFAULT_GOAL := help
 CAMPAIGNS = interleavings kills outages failover crowds backlog stateful hostile-input keys-under-attack
-.PHONY: help run test quick test-lowest test-pythons check clean mutation
+.PHONY: help run test quick test-lowest test-pythons check clean mutation bench
 .PHONY: $(CAMPAIGNS:%=campaign-%) $(LATER_PYTHONS:%=test-python-%)
 
 help: ## Show this list
@@ -62,6 +62,9 @@ $(CAMPAIGNS:%=campaign-%): campaign-%: $(VENV)/installed-dev
 
 mutation: $(VENV)/installed-dev ## Break the core in every small way; see what the tests catch (hours)
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m tests.servers mutmut run --max-children 1 $(ARGS)
+
+bench: $(VENV)/installed-bench ## Measure this package beside what others would write (ARGS="--rounds 3"; ten minutes)
+	$(VENV)/bin/python -m benchmarks $(ARGS)
 
 check: $(VENV)/installed-dev ## Lint, types, layers
 	$(VENV)/bin/ruff check .
