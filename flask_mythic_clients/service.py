@@ -279,18 +279,25 @@ class DeletionService:
         swept = _Swept()
         # First what nobody holds, so that many reconcile side by side; then what its holder has not finished.
         for wait in (False, True):
+            before = None
             for page in pages(page_after):
-                if not (client_ids := sorted({record.client_id for record in page} - swept.left)):
-                    continue
-                self._repository.make_durable()
-                try:
-                    swept += self._take(partial(step, wait=wait), client_ids)
-                except BusyError:
-                    return swept + self._left_to_others(page_after, swept.left)
+                todo = page
+                while client_ids := sorted({record.client_id for record in todo} - swept.left):
+                    self._repository.make_durable()
+                    try:
+                        swept += self._take(partial(step, wait=wait), client_ids)
+                        break
+                    except BusyError:
+                        still = {record.id for record in page_after(after=before)}
+                        rest = [record for record in todo if record.id in still]
+                        if len(rest) == len(todo):
+                            return swept + self._left_to_others(page_after, swept.left)
+                        todo = rest  # others get on with it; a database that locks as a whole was theirs
+                before = page[-1]
         return swept
 
     def _left_to_others(self, page_after: PageAfter, known: Collection[str]) -> "_Swept":
-        """Return what is still to be done; one wait was enough, or each that is held would cost another."""
+        """Return what is still to be done; one wait in vain is enough, or each held one would cost one."""
         left = {record.client_id for page in pages(page_after) for record in page} - set(known)
         if left:
             logger.warning(

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from flask_mythic_clients import (
 from flask_mythic_clients.backends import memory
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import KeyTemplates, Value
+from flask_mythic_clients.errors import BusyError
 from flask_mythic_clients.model import (
     Action,
     Backlog,
@@ -468,6 +469,30 @@ def test_reconcile_finishes_what_nobody_holds_and_then_waits_for_the_rest() -> N
             raise LookupError  # its holder gives b back, unfinished
         assert reconciling.result(10) == Reconciliation(settled=3, verified=0, failed=0)
     assert world.state("b") == SOFT
+
+
+@pytest.mark.parametrize("gets_on", [True, False])
+def test_reconcile_does_not_give_up_while_others_get_on_with_the_work(
+    monkeypatch: pytest.MonkeyPatch, gets_on: bool
+) -> None:
+    """On a database that locks as a whole, whoever waits may never get a turn before they are done."""
+    world, waits = World(), []
+    for id in ("a", "b", "c"):
+        world.add(id)
+        world.fail("soft_delete", id)
+    settle = world.rows.settle
+
+    def busy(ids: Collection[str], *, wait: bool) -> Any:
+        waits.append(sorted(ids))
+        if gets_on or len(waits) == 1:
+            with settle([min(ids)]):  # by another
+                pass
+        raise BusyError
+
+    monkeypatch.setattr(world.rows, "settle", busy)
+    left = Reconciliation(0, 0, 0 if gets_on else 2)
+    assert world.service.reconcile() == left
+    assert waits == [["a", "b", "c"], ["b", "c"], *([["c"]] if gets_on else [])]
 
 
 def test_reconcile_verifies_what_nobody_holds_and_then_waits_for_the_rest() -> None:
