@@ -95,6 +95,15 @@ class DeletionRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Recorded:
+    """What step 1 has done."""
+
+    record: DeletionRecord
+    alone: bool
+    """Whether no other record of the client was pending, as far as the step could see."""
+
+
+@dataclass(frozen=True, slots=True)
 class Holding:
     """Records held by an open transaction, and their clients as they are now (id → client).
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
 
 from .entries import EntryRule, Value
-from .model import Backlog, Change, Client, DeletionRecord, Holding, Mark, Preview
+from .model import Backlog, Change, Client, DeletionRecord, Holding, Mark, Preview, Recorded
 
 
 class KeyValueStore(Protocol):
@@ -65,13 +65,14 @@ class DeletionSteps(Protocol):
     clocks of their own, which differ by minutes.
     """
 
-    def record(self, change: Change, entries: EntryRule) -> bool:
-        """Change the client's row and insert its deletion record, both or neither.
+    def record(self, change: Change, entries: EntryRule) -> Recorded | None:
+        """Change the client's row, insert its deletion record, both or neither, and return that.
 
-        Return False, having done nothing, where the row is absent or already so, or is active and
-        the change says `only_if_inactive`. On True the row was seen to be changed, and that is durable: where
-        the database kept it, or forbids the change, nothing has changed, and a ChangeRefusedError says what
-        was in the way.
+        Return None, having done nothing, where the row is absent or already so, or is active and the change
+        says `only_if_inactive`. What is returned is durable, and the row was seen to be changed: where the
+        database kept it, or forbids the change, nothing has changed, and a ChangeRefusedError says what was
+        in the way. The record's `requested_at` is before whatever this waited for; whether it was alone while
+        it waited, `settle_alone` finds out.
         """
         ...
 
@@ -94,14 +95,24 @@ class DeletionSteps(Protocol):
         """
         ...
 
+    def settle_alone(self, record: DeletionRecord) -> DeletionRecord | None:
+        """Stamp the record as settled, without having held it, and return it as it is then.
+
+        Return None, having done nothing, where another record of its client is pending or was settled since
+        this one's `requested_at`, or this one is not pending any more: then somebody else has written the
+        client's entries meanwhile, or may be about to.
+        """
+        ...
+
     def verify(
         self, client_ids: Collection[str], *, settled_for: timedelta, wait: bool = True
     ) -> AbstractContextManager[Holding]:
         """Hold the clients' records that are due; leaving the block stamps them as verified.
 
         Due is what has been settled for at least that long and was not verified. Until then no newer change
-        of these clients can be settled: it waits, at its step 1 or its step 2. Otherwise a verifier that read
-        a row and then paused would put the old value back. `wait` means what it means for `settle`; without
+        of these clients can be settled: it waits, at its step 1 or its step 2, and a hard delete at its
+        step 1, or `settle_alone` must refuse it. Otherwise a verifier that read a row and then paused would
+        put the old value back. `wait` means what it means for `settle`; without
         it, a client whose row another holds is left out, too.
         """
         ...

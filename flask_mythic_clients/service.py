@@ -30,6 +30,7 @@ from .model import (
     Holding,
     Preview,
     Reconciliation,
+    Recorded,
     SoftDeleteEntries,
     check_client_id,
 )
@@ -167,20 +168,35 @@ class DeletionService:
     def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
         check_client_id(client_id)
         recorded = self._record(action, client_id, actor)
-        if not recorded:
+        if recorded is None:
             self._repository.make_durable()
+        elif action is Action.HARD and recorded.alone and self._settle_alone(recorded.record):
+            return
         holding = self._settle([client_id])
-        if not recorded:
+        if recorded is None:
             self._explain(action, client_id, holding)
             if action is not Action.HARD and not holding.records:
                 self._write_again(client_id)
 
-    def _record(self, action: Action, client_id: str, actor: str) -> bool:
+    def _record(self, action: Action, client_id: str, actor: str) -> Recorded | None:
         guarded = self._guarded and action is Action.HARD
         if guarded and self._guard is HardDelete.DENY:
-            return False
+            return None
         change = Change(client_id, action, actor, only_if_inactive=guarded)
         return self._repository.record(change, self._entries)
+
+    def _settle_alone(self, record: DeletionRecord) -> bool:
+        """Remove what a hard delete names, and then ask whether it needed to be held; True if it did not.
+
+        Removing is safe at any time once the row is gone. It is the end of it if nobody else had one of the
+        client's records since step 1 began: who did may write an entry by an older row. Step 1 saw none; what
+        it was blind to, for it waited, the stamp sees.
+        """
+        self._kv.apply(remove=record.kv_keys, overwrite={})
+        if (settled := self._repository.settle_alone(record)) is None:
+            return False
+        self._on_settled(self._named(settled))
+        return True
 
     def _explain(self, action: Action, client_id: str, holding: Holding) -> None:
         """Raise where nothing was recorded because the row is absent, or because the guard held it back.

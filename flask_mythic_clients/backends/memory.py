@@ -28,6 +28,7 @@ from ..model import (
     Holding,
     Mark,
     Preview,
+    Recorded,
 )
 
 _PAGE = 100
@@ -182,6 +183,7 @@ class MemoryRepository:
         self._rows: dict[str, SimpleNamespace] = {}
         self._records: dict[int, DeletionRecord] = {}
         self._held: set[str] = set()
+        self._rows_held: set[str] = set()  # by whom step 1 is kept waiting, too
         self._kept: set[str] = set()
 
     def add(self, id: str, *, status: bool = True, **columns: Any) -> None:
@@ -194,12 +196,13 @@ class MemoryRepository:
         with self._changed:
             self._kept.add(id)
 
-    def record(self, change: Change, entries: EntryRule) -> bool:
+    def record(self, change: Change, entries: EntryRule) -> Recorded | None:
         """Fulfil `ports.DeletionSteps.record`."""
         with self._changed:
+            self._changed.wait_for(lambda: change.client_id not in self._rows_held)
             client = self._clients([change.client_id]).get(change.client_id)
             if client is None or not change.applies_to(client):
-                return False
+                return None
             record = DeletionRecord(
                 id=len(self._records) + 1,
                 client_id=change.client_id,
@@ -210,8 +213,9 @@ class MemoryRepository:
             )
             self._change(change)
             self._look(change)
+            pending = [other for other in self._of([change.client_id]) if other.settled_at is None]
             self._records[record.id] = record
-            return True
+            return Recorded(record, alone=not pending)
 
     def make_durable(self) -> None:
         """Fulfil `ports.DeletionSteps.make_durable`: nothing here survives anything."""
@@ -224,12 +228,22 @@ class MemoryRepository:
             pending = [record for record in self._of(held) if record.settled_at is None]
             yield from self._stamping(held, [replace(record, settled_at=at) for record in pending])
 
+    def settle_alone(self, record: DeletionRecord) -> DeletionRecord | None:
+        """Fulfil `ports.DeletionSteps.settle_alone`."""
+        with self._changed:
+            if record.client_id in self._held or self._records.get(record.id) != record:
+                return None
+            if any(_may_write(other, record) for other in self._of([record.client_id]) if other != record):
+                return None
+            settled = self._records[record.id] = replace(record, settled_at=self._clock())
+            return settled
+
     @contextmanager
     def verify(
         self, client_ids: Collection[str], *, settled_for: timedelta, wait: bool = True
     ) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.verify`."""
-        with self._hold(client_ids, wait) as held:
+        with self._hold(client_ids, wait, rows=True) as held:
             at = self._clock()
             due = [record for record in self._of(held) if _is_due(record, at - settled_for)]
             yield from self._stamping(held, [replace(record, verified_at=at) for record in due])
@@ -255,7 +269,7 @@ class MemoryRepository:
     @contextmanager
     def hold(self, client_ids: Collection[str], *, wait: bool = True) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.hold`."""
-        with self._hold(client_ids, wait) as held:
+        with self._hold(client_ids, wait, rows=True) as held:
             for holding in self._stamping(held, ()):
                 yield replace(holding, left=frozenset(client_ids) - frozenset(held))
 
@@ -339,17 +353,21 @@ class MemoryRepository:
             raise DatabaseRefusedError(change.client_id)
 
     @contextmanager
-    def _hold(self, client_ids: Collection[str], wait: bool) -> Iterator[Collection[str]]:
+    def _hold(
+        self, client_ids: Collection[str], wait: bool, *, rows: bool = False
+    ) -> Iterator[Collection[str]]:
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._held.isdisjoint(client_ids))
             held = set(client_ids) - self._held
             self._held |= held
+            self._rows_held |= held if rows else set()
         try:
             yield held
         finally:
             with self._changed:
                 self._held -= held
+                self._rows_held -= held
                 self._changed.notify_all()
 
     def _stamping(self, client_ids: Collection[str], stamped: Sequence[DeletionRecord]) -> Iterator[Holding]:
@@ -373,6 +391,11 @@ def _is_due(record: DeletionRecord, settled_before: datetime) -> bool:
     return (
         record.settled_at is not None and record.settled_at <= settled_before and record.verified_at is None
     )
+
+
+def _may_write(other: DeletionRecord, since: DeletionRecord) -> bool:
+    """Whether who settles the one was, or is, at it after the other one was asked for."""
+    return other.settled_at is None or other.settled_at >= since.requested_at
 
 
 def _is_old(record: DeletionRecord, until: datetime, before: datetime | None) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from ..entries import EntryRule, KeyTemplates
 from ..errors import ChangeRefusedError
-from ..model import Action, Backlog, Client, Holding
+from ..model import Action, Backlog, Client, Holding, Recorded
 from ..ports import ClientRepository
 from .fixtures import (
     _AT_ONCE,
@@ -45,7 +45,7 @@ class RecordingContract(RepositoryFixtures):
         acme, acme2, _ = self.ids
         add_client(acme)
         add_client(acme2)
-        assert repository.record(_change(acme, _SOFT), rule) is True
+        assert repository.record(_change(acme, _SOFT), rule) is not None
         assert _active(repository) == {acme: False, acme2: True}
         assert _states(repository, acme) == [(_SOFT, "pending")]
         assert _states(repository, acme2) == []
@@ -58,7 +58,7 @@ class RecordingContract(RepositoryFixtures):
         add_client(acme)
         add_client(acme2)
         add_client(zeta, status=False)
-        assert repository.record(_change(acme, _HARD), rule) is True
+        assert repository.record(_change(acme, _HARD), rule) is not None
         assert _active(repository) == {acme2: True, zeta: False}
         assert _states(repository, acme) == [(_HARD, "pending")]
         assert _states(repository, acme2) == []
@@ -70,7 +70,7 @@ class RecordingContract(RepositoryFixtures):
         acme, acme2, _ = self.ids
         add_client(acme, status=False)
         add_client(acme2, status=False)
-        assert repository.record(_change(acme, _RESTORE), rule) is True
+        assert repository.record(_change(acme, _RESTORE), rule) is not None
         assert _active(repository) == {acme: True, acme2: False}
         assert _states(repository, acme) == [(_RESTORE, "pending")]
         assert _states(repository, acme2) == []
@@ -82,7 +82,7 @@ class RecordingContract(RepositoryFixtures):
         acme, acme2, _ = self.ids
         add_client(acme2)
         for action in Action:
-            assert repository.record(_change(acme, action), rule) is False, action
+            assert repository.record(_change(acme, action), rule) is None, action
         assert _active(repository) == {acme2: True}
         assert repository.history(acme) == []
         assert _backlog(repository) == Backlog()
@@ -94,8 +94,8 @@ class RecordingContract(RepositoryFixtures):
         acme, acme2, _ = self.ids
         add_client(acme, status=False)
         add_client(acme2, status=True)
-        assert repository.record(_change(acme, _SOFT), rule) is False
-        assert repository.record(_change(acme2, _RESTORE), rule) is False
+        assert repository.record(_change(acme, _SOFT), rule) is None
+        assert repository.record(_change(acme2, _RESTORE), rule) is None
         assert _active(repository) == {acme: False, acme2: True}
         assert _backlog(repository) == Backlog()
 
@@ -106,8 +106,8 @@ class RecordingContract(RepositoryFixtures):
         acme, acme2, _ = self.ids
         add_client(acme, status=True)
         add_client(acme2, status=False)
-        assert repository.record(_change(acme, _HARD, only_if_inactive=True), rule) is False
-        assert repository.record(_change(acme2, _HARD, only_if_inactive=True), rule) is True
+        assert repository.record(_change(acme, _HARD, only_if_inactive=True), rule) is None
+        assert repository.record(_change(acme2, _HARD, only_if_inactive=True), rule) is not None
         assert _active(repository) == {acme: True}
         assert repository.history(acme) == []
         assert _states(repository, acme2) == [(_HARD, "pending")]
@@ -117,7 +117,7 @@ class RecordingContract(RepositoryFixtures):
     ) -> None:
         acme, _, _ = self.ids
         add_client(acme, status=False)
-        assert repository.record(_change(acme, _HARD), _TEMPLATES) is True
+        assert repository.record(_change(acme, _HARD), _TEMPLATES) is not None
         assert _active(repository) == {}
 
     @_rules
@@ -127,9 +127,10 @@ class RecordingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         actions = [_SOFT, _RESTORE, _SOFT, _RESTORE, _HARD]
-        assert [repository.record(_change(acme, action), rule) for action in actions] == [True] * 5
+        records = [repository.record(_change(acme, action), rule) for action in actions]
+        assert [made and made.record for made in records] == list(repository.history(acme))
         assert _states(repository, acme) == [(action, "pending") for action in actions]
-        assert repository.record(_change(acme, _HARD), rule) is False
+        assert repository.record(_change(acme, _HARD), rule) is None
 
     def test_a_client_made_again_under_an_old_id_can_be_removed_again(
         self, repository: ClientRepository, add_client: AddClient
@@ -137,7 +138,7 @@ class RecordingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         for name in ("the first", "the second"):
             add_client(acme, name=name)
-            assert repository.record(_change(acme, _HARD), _TEMPLATES) is True
+            assert repository.record(_change(acme, _HARD), _TEMPLATES) is not None
         assert [record.kv_keys[1] for record in repository.history(acme)] == [
             "name:the first",
             "name:the second",
@@ -249,8 +250,8 @@ class RecordingContract(RepositoryFixtures):
         for lookalike in self.lookalikes:
             assert repository.preview(lookalike, _TEMPLATES) is None, lookalike
             for rule in (_TEMPLATES, _FUNCTION):
-                assert repository.record(_change(lookalike, _SOFT), rule) is False, lookalike
-                assert repository.record(_change(lookalike, _HARD), rule) is False, lookalike
+                assert repository.record(_change(lookalike, _SOFT), rule) is None, lookalike
+                assert repository.record(_change(lookalike, _HARD), rule) is None, lookalike
         assert _active(repository) == {acme: True}
         assert repository.history(acme) == []
 
@@ -286,12 +287,13 @@ class RecordingContract(RepositoryFixtures):
         add_client(acme)
         start = Barrier(_THREADS)
 
-        def record() -> bool:
+        def record() -> Recorded | None:
             start.wait(_PATIENCE)
             return repository.record(_change(acme, action), rule)
 
         recorders = [threads.start(record) for _ in range(_THREADS)]
-        assert sorted(recorder.result() for recorder in recorders) == [False] * (_THREADS - 1) + [True]
+        made = [found.record for recorder in recorders if (found := recorder.result()) is not None]
+        assert made == list(repository.history(acme))
         assert _states(repository, acme) == [(action, "pending")]
         assert _active(repository) == ({} if action is _HARD else {acme: False})
 
@@ -304,7 +306,7 @@ class RecordingContract(RepositoryFixtures):
         actions = [_SOFT, _RESTORE, _SOFT, _HARD, _SOFT, _RESTORE, _HARD, _SOFT]
         start = Barrier(len(actions))
 
-        def record(action: Action) -> bool:
+        def record(action: Action) -> Recorded | None:
             start.wait(_PATIENCE)
             return repository.record(_change(acme, action), rule)
 

@@ -10,7 +10,7 @@ import pytest
 
 from ..entries import EntryRule
 from ..errors import KeyValueStoreError
-from ..model import Action, Holding
+from ..model import Action, Holding, Recorded
 from ..ports import ClientRepository
 from .fixtures import (
     _AT_ONCE,
@@ -60,6 +60,55 @@ class SettlingContract(RepositoryFixtures):
             assert [record.action for record in holding.records] == [_RESTORE]
         assert _settle(repository, acme).records == ()
         assert list(repository.history(acme)) == [settled, *holding.records]
+
+    @_rules
+    def test_a_record_that_is_alone_is_settled_without_being_held(
+        self, repository: ClientRepository, add_client: AddClient, rule: EntryRule
+    ) -> None:
+        acme, acme2, _ = self.ids
+        for client_id in (acme, acme2):
+            add_client(client_id)
+        _record(repository, acme, _SOFT)
+        _settle(repository, acme)  # what was settled before is in nobody's way
+        _record(repository, acme2, _SOFT)  # nor is another client's
+        recorded = repository.record(_change(acme, _HARD), rule)
+        assert recorded is not None
+        assert recorded.alone
+        settled = repository.settle_alone(recorded.record)
+        assert settled == repository.history(acme)[-1]
+        assert _states(repository, acme) == [(_SOFT, "settled"), (_HARD, "settled")]
+        assert _states(repository, acme2) == [(_SOFT, "pending")]
+        assert repository.settle_alone(recorded.record) is None  # it is no more pending
+        assert settled == repository.history(acme)[-1]
+
+    @_rules
+    def test_a_record_is_not_alone_while_another_is_pending(
+        self, repository: ClientRepository, add_client: AddClient, rule: EntryRule
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        recorded = repository.record(_change(acme, _HARD), rule)
+        assert recorded is not None
+        assert not recorded.alone
+        assert repository.settle_alone(recorded.record) is None
+        assert _states(repository, acme) == [(_SOFT, "pending"), (_HARD, "pending")]
+
+    @_rules
+    def test_a_record_is_not_alone_while_another_is_just_being_settled(
+        self, repository: ClientRepository, add_client: AddClient, threads: _Threads, rule: EntryRule
+    ) -> None:
+        """Its stamp may be older than the removal, and what its settler writes younger."""
+        acme, _, _ = self.ids
+        add_client(acme)
+        _record(repository, acme, _SOFT)
+        with repository.settle([acme]):
+            removal = threads.start(lambda: repository.record(_change(acme, _HARD), rule))
+            removal.join(_HOLD)
+            waits = removal.is_alive()  # as where a database locks as a whole
+        recorded = removal.result()
+        assert recorded is not None
+        assert recorded.alone is waits
 
     def test_settle_takes_several_clients_at_once(
         self, repository: ClientRepository, add_client: AddClient
@@ -237,7 +286,7 @@ class SettlingContract(RepositoryFixtures):
             # A database that locks as a whole lets nobody record now, and there is nothing to see.
             recorded = not restore.is_alive()
         holding = second.result()
-        assert restore.result() is True
+        assert restore.result() is not None
         assert holding.clients[acme].active or not recorded
 
     def test_a_settler_that_does_not_wait_leaves_out_a_client_that_is_held(
@@ -271,7 +320,7 @@ class SettlingContract(RepositoryFixtures):
             recorded = not restore.is_alive()
             second = threads.start(partial(_settle, repository, acme, wait=False))
             second.join(_HOLD)
-        assert restore.result() is True
+        assert restore.result() is not None
         assert not (recorded and second.result().records)
 
     def test_no_record_is_settled_earlier_than_it_was_made(
@@ -282,7 +331,7 @@ class SettlingContract(RepositoryFixtures):
         add_client(acme)
         _record(repository, acme, _SOFT)
 
-        def record_later() -> bool:
+        def record_later() -> Recorded | None:
             return repository.record(_change(acme, _RESTORE), _TEMPLATES)
 
         def settle() -> None:
@@ -318,7 +367,7 @@ class SettlingContract(RepositoryFixtures):
         with repository.settle([acme]) as holding:
             change = threads.start(lambda: repository.record(_change(acme, action), rule))
             change.join(_HOLD)  # Where the database locks as a whole, it waits for the end of the block.
-        assert change.result() is True
+        assert change.result() is not None
         assert [record.action for record in holding.records] == [_SOFT]
         assert _states(repository, acme) == [(_SOFT, "settled"), (action, "pending")]
         later = _settle(repository, acme)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from flask_mythic_clients import leases
 from flask_mythic_clients.entries import EntryFunction, EntryRule, Value
 from flask_mythic_clients.errors import EntriesRefusedError
-from flask_mythic_clients.model import Change, DeletionRecord, Holding, Mark
+from flask_mythic_clients.model import Action, Change, DeletionRecord, Holding, Mark, Recorded
 from flask_mythic_clients.service import DeletionService
 
 ID = "acme"
@@ -72,14 +72,19 @@ class Ports:
         self._stopped = Unanswered(Call(name, arguments))
         raise self._stopped
 
-    def record(self, change: Change, entries: EntryRule) -> bool:
-        return self.ask("record", change)
+    def record(self, change: Change, entries: EntryRule) -> Recorded | None:
+        # Where it waits for the row it is blind to what happens meanwhile: whether it was alone, too.
+        began = self.ask("begin") if change.action is Action.HARD else None
+        return self.ask("record", change, began)
 
     def make_durable(self) -> None:
         """Do nothing: all that is committed there is durable."""
 
     def settle(self, client_ids: Collection[str], *, wait: bool = True) -> Any:
         return self._holding("settle", tuple(client_ids), wait)
+
+    def settle_alone(self, record: DeletionRecord) -> DeletionRecord | None:
+        return self.ask("settle alone", record)
 
     def verify(self, client_ids: Collection[str], *, settled_for: timedelta, wait: bool = True) -> Any:
         return self._holding("verify", tuple(client_ids), wait, settled_for)

@@ -6,7 +6,8 @@ settled     while nothing is pending, the entries are the row's, except those a 
 removal     a hard delete that returns, or finds no client, leaves no entry the store has not confirmed
             as gone (or as the newer client's) since the row was removed
 confirmed   an operation that returns leaves no record pending that was made before its settling
-held        the entries are touched by one who holds the client, and records that name the entries, or none
+held        the entries are touched by one who holds the client, and records that name the entries, or none;
+            but who has removed the row may remove them without
 one record  a change of the row has one record; no change has none
 outcome     an operation ends as documented; with a StoreError exactly where a store failed it, with a
             refusal exactly where the database kept the row
@@ -52,9 +53,13 @@ class Promises:
         if changed and after is None:
             self.stale = frozenset(KEYS)
 
-    def touched(self, keys: Collection[str], operation: "Operation", held: Collection[str]) -> None:
+    def touched(
+        self, keys: Collection[str], operation: "Operation", held: Collection[str], *, removes: bool
+    ) -> None:
         """Watch a command to the key-value store as it is sent."""
         transaction = operation.transaction
+        if transaction is None and removes and operation.removed:
+            return
         named = {key for record in (transaction.records if transaction else ()) for key in record.kv_keys}
         named = named or set(KEYS)  # one who holds no record writes what the row, which it holds, owns
         holds = transaction is not None and transaction.holds and bool(held)

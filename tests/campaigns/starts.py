@@ -78,7 +78,7 @@ class _Past:
 
     def start(self) -> Start:
         """Return what has become of it."""
-        database = Database(self.repository._rows, self.repository._records, set(), NOW)
+        database = Database(self.repository._rows, self.repository._records, set(), set(), NOW)
         return Start(database, self.store._entries, tuple(self.stale), tuple(self.written))
 
 

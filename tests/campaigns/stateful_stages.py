@@ -17,7 +17,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from flask_mythic_clients import KeyValueStoreError, RepositoryError
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
-from flask_mythic_clients.model import Action, DeletionRecord, Holding
+from flask_mythic_clients.model import Action, DeletionRecord, Holding, Recorded
 from flask_mythic_clients.ports import ClientRepository, KeyValueStore
 from tests.hosts import KeyValue, make_host
 
@@ -96,7 +96,7 @@ class FaultyRepository:
         self._repository = repository
         self._faults = faults
 
-    def record(self, *args: Any) -> bool:
+    def record(self, *args: Any) -> Recorded | None:
         """Fulfil `ports.DeletionSteps.record`."""
         self._faults.meet(BEFORE_RECORD)
         changed = self._repository.record(*args)
@@ -106,6 +106,13 @@ class FaultyRepository:
     def settle(self, *args: Any, **options: Any) -> Any:
         """Fulfil `ports.DeletionSteps.settle`."""
         return self._step(self._repository.settle, *args, **options)
+
+    def settle_alone(self, *args: Any) -> DeletionRecord | None:
+        """Fulfil `ports.DeletionSteps.settle_alone`."""
+        self._faults.meet(BEFORE_STAMP)
+        settled = self._repository.settle_alone(*args)
+        self._faults.meet(AFTER_STAMP)
+        return settled
 
     def verify(self, *args: Any, **options: Any) -> Any:
         """Fulfil `ports.DeletionSteps.verify`."""

@@ -4,9 +4,10 @@ A step returns the answer that the operation gets: a class of exceptions is rais
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from flask_mythic_clients.backends.memory import MemoryRun
 from flask_mythic_clients.errors import (
@@ -15,7 +16,7 @@ from flask_mythic_clients.errors import (
     KeyValueStoreError,
     RepositoryError,
 )
-from flask_mythic_clients.model import Change, DeletionRecord, Holding, Mark
+from flask_mythic_clients.model import Change, DeletionRecord, Holding, Mark, Recorded
 
 from .programs import HOSTS, ID, KEYS, RULE, Call
 from .stores import Begin, Row, write_entries
@@ -31,6 +32,7 @@ REFUSES = "is refused a key of"
 _FAULTS: Mapping[str, Sequence[str]] = {
     "record": (FAILS, UNANSWERED, KEEPS),
     "settle": (FAILS,),
+    "settle alone": (FAILS, UNANSWERED),
     "verify": (FAILS,),
     "hold": (FAILS,),
     "pending": (FAILS,),
@@ -73,24 +75,46 @@ class KeptError(DatabaseRefusedError):
         super().__init__(ID)
 
 
-def _record(world: "World", operation: "Operation", fault: str, change: Change) -> bool | type[Exception]:
+class Began(NamedTuple):
+    """What a step 1 knows that has begun, and may wait for the row."""
+
+    at: datetime
+    alone: bool
+
+
+def _begin(world: "World", operation: "Operation", fault: str) -> Began:
+    repository = world.stores.repository
+    return Began(repository._clock(), all(record.settled_at for record in repository._of([ID])))
+
+
+def _record(world: "World", operation: "Operation", fault: str, change: Change, began: Began | None) -> Any:
     repository = world.stores.repository
     if fault == FAILS:
         return RepositoryError
-    if fault != KEEPS:
-        answer = repository.record(change, RULE)
-        return RepositoryError if fault else answer
-    repository.keep(ID)
+    if fault == KEEPS:
+        repository.keep(ID)
     try:
-        return repository.record(change, RULE)
+        answer = repository.record(change, RULE)
     except DatabaseRefusedError:
         return KeptError
     finally:
         repository._kept.clear()
+    if answer is not None and began is not None:
+        record = replace(answer.record, requested_at=began.at)
+        repository._records[record.id] = record
+        answer = Recorded(record, began.alone)
+    return RepositoryError if fault == UNANSWERED else answer
 
 
 def _settle(world: "World", operation: "Operation", fault: str, ids: Sequence[str], wait: bool) -> Any:
     return _enter(world, operation, fault, lambda rows: rows.settle(ids, wait=wait))
+
+
+def _settle_alone(world: "World", operation: "Operation", fault: str, record: DeletionRecord) -> Any:
+    if fault == FAILS:
+        return RepositoryError
+    settled = world.stores.repository.settle_alone(record)
+    return RepositoryError if fault else settled
 
 
 def _verify(
@@ -209,7 +233,7 @@ def _apply(
     counted: tuple[str, int] | None = None,
 ) -> Any:
     keys = {*remove, *dict(overwrite)}
-    world.promises.touched(keys, operation, world.stores.held)
+    world.promises.touched(keys, operation, world.stores.held, removes=not overwrite)
     if fault == LATE:
         world.late += ((remove, overwrite),)
     elif fault == HALF:
@@ -254,8 +278,10 @@ def _write(world: "World", operation: "Operation", fault: str, name: str, status
 
 
 STEPS: Mapping[str, Callable[..., Any]] = {
+    "begin": _begin,
     "record": _record,
     "settle": _settle,
+    "settle alone": _settle_alone,
     "verify": _verify,
     "hold": _hold,
     "note failure": _note_failure,

@@ -44,12 +44,13 @@ class Database(NamedTuple):
     rows: dict[str, Any]
     records: dict[int, DeletionRecord]
     held: set[str]
+    rows_held: set[str]
     now: datetime
 
     def copy(self) -> "Database":
         """Copy it, for the repository changes all of it in place."""
         rows = {id: SimpleNamespace(**vars(row)) for id, row in self.rows.items()}
-        return Database(rows, dict(self.records), set(self.held), self.now)
+        return Database(rows, dict(self.records), set(self.held), set(self.rows_held), self.now)
 
 
 class Transaction(NamedTuple):
@@ -149,11 +150,13 @@ class Stores:
     @property
     def _database(self) -> Database:
         repository = self.repository
-        return Database(repository._rows, repository._records, repository._held, self.now)
+        held = repository._held, repository._rows_held
+        return Database(repository._rows, repository._records, *held, self.now)
 
     def _load(self, database: Database) -> None:
-        self.repository._rows, self.repository._records, self.repository._held, now = database
-        self.repository._clock = lambda: now
+        repository = self.repository
+        repository._rows, repository._records, repository._held, repository._rows_held, now = database
+        repository._clock = lambda: now
 
 
 def write_entries(kv: MemoryStore, name: str, status: bool) -> None:

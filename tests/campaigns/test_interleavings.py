@@ -29,9 +29,10 @@ from flask_mythic_clients.backends import memory
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryRun, MemoryStore, _is_due
 from flask_mythic_clients.entries import Value
 from flask_mythic_clients.errors import ClientNotFoundError, KeyValueStoreError
-from flask_mythic_clients.model import Action, Change, Holding, Mark
+from flask_mythic_clients.model import Action, Change, DeletionRecord, Holding, Mark, Recorded
 from flask_mythic_clients.service import DeletionService
 
+from . import steps
 from .explorer import Explorer, Findings, tell
 from .programs import KEYS, KNOWN, OPERATIONS, SERVICE, Programs, value
 from .starts import REMEMBERED, STARTS, UNCACHED
@@ -93,6 +94,15 @@ def test_no_interleaving_breaks_a_promise(size: Size, report: Report) -> None:
             for kinds in combinations_with_replacement(OPERATIONS, at_once):
                 campaign.explore(start, kinds, faults=faults, time_passes=time_passes)
         report(at_once=at_once, faults_in_each=faults, time_passes=time_passes, **campaign.totals)
+
+
+def test_a_removal_that_does_without_the_hold_breaks_no_promise_where_time_passes(report: Report) -> None:
+    """One of others' changes is stamped before it, and written after it."""
+    campaign = Campaign()
+    for start in STARTS:
+        for other in ("soft", "restore", "reconcile"):
+            campaign.explore(start, [other, "hard", "host"], faults=0, time_passes=True)
+    report(**campaign.totals)
 
 
 @pytest.mark.parametrize("at_once", [2, 3])
@@ -168,12 +178,16 @@ def test_a_reader_with_a_lease_never_leaves_a_stale_entry(report: Report) -> Non
 
 
 @contextmanager
-def _hold_nobody(self: MemoryRepository, client_ids: Collection[str], wait: bool) -> Iterator[Any]:
+def _hold_nobody(
+    self: MemoryRepository, client_ids: Collection[str], wait: bool, *, rows: bool = False
+) -> Iterator[Any]:
     yield client_ids
 
 
 @contextmanager
-def _hold_without_waiting(self: MemoryRepository, client_ids: Collection[str], wait: bool) -> Iterator[Any]:
+def _hold_without_waiting(
+    self: MemoryRepository, client_ids: Collection[str], wait: bool, *, rows: bool = False
+) -> Iterator[Any]:
     held = set(client_ids) - self._held
     self._held |= held
     yield held
@@ -181,7 +195,9 @@ def _hold_without_waiting(self: MemoryRepository, client_ids: Collection[str], w
 
 
 @contextmanager
-def _hold_for_ever(self: MemoryRepository, client_ids: Collection[str], wait: bool) -> Iterator[Any]:
+def _hold_for_ever(
+    self: MemoryRepository, client_ids: Collection[str], wait: bool, *, rows: bool = False
+) -> Iterator[Any]:
     self._changed.wait_for(lambda: not wait or self._held.isdisjoint(client_ids))
     self._held |= set(client_ids)
     yield client_ids
@@ -241,6 +257,15 @@ class StampsFirst(DeletionService):
         return holding
 
 
+class StampsAloneFirst(DeletionService):
+    """Removes the entries only after the record is stamped."""
+
+    def _settle_alone(self, record: DeletionRecord) -> bool:
+        settled = self._repository.settle_alone(record)
+        self._kv.apply(remove=record.kv_keys, overwrite={})
+        return settled is not None
+
+
 class WritesAgainFromAnOldRow(DeletionService):
     """Writes the entries of a repeated soft delete from the row that it saw when it settled."""
 
@@ -298,6 +323,13 @@ FOR_EVER = (MemoryRepository, "_hold", _hold_for_ever)
 NO_VERIFY = (MemoryRepository, "verify", _verify_without_holding)
 NOT_ITS_OWN = (MemoryRepository, "settle", _settle_what_others_hold)
 BELIEVED = (MemoryRepository, "_look", lambda self, change: None)
+BLIND = (steps, "Recorded", lambda record, alone: Recorded(record, alone=True))
+PENDING_ALONE = (memory, "_may_write", lambda other, since: other.settled_at is None)
+SETTLED_ALONE = (
+    memory,
+    "_may_write",
+    lambda other, since: other.settled_at is not None and other.settled_at >= since.requested_at,
+)
 NOT_COMPARED = (Change, "applies_to", lambda self, client: True)
 
 BROKEN = {
@@ -311,7 +343,7 @@ BROKEN = {
         "agreement",
     ),
     "settle stamps what others hold": (NOT_ITS_OWN, "active", ["soft", "restore"], 0, "settled"),
-    "nobody waits": (NO_WAIT, "active", ["hard", "hard"], 0, "confirmed"),
+    "nobody waits": (NO_WAIT, "active", ["soft", "soft"], 0, "confirmed"),
     "nobody is let go": (FOR_EVER, "active", ["soft", "hard"], 0, "progress"),
     "a crash keeps what it held": (NO_WAIT, "active", ["soft"], 1, "agreement"),
     "the row is not compared": (NOT_COMPARED, "active", ["soft", "soft"], 0, "one record"),
@@ -326,7 +358,11 @@ BROKEN = {
         0,
         "agreement",
     ),
-    "stamped first": (StampsFirst, "active", ["hard"], 0, "settled"),
+    "stamped first": (StampsFirst, "active", ["soft"], 0, "settled"),
+    "stamped alone first": (StampsAloneFirst, "active", ["hard"], 0, "settled"),
+    "nobody looks before": (BLIND, "active", ["soft", "hard", "host"], 0, "settled"),
+    "alone among what is pending": (PENDING_ALONE, "active", ["soft", "hard", "host"], 0, "settled"),
+    "alone among what was settled": (SETTLED_ALONE, "active", ["soft", "hard", "host"], 0, "confirmed"),
     "written again by one who holds nothing": (WritesAgainFromAnOldRow, SOFT_DUE, ["soft"], 0, "held"),
     "written again from an old row": (
         WritesAgainFromAnOldRow,
@@ -336,7 +372,7 @@ BROKEN = {
         "settled",
     ),
     "a timeout is a success": (TakesATimeoutForDone, "active", ["soft"], 1, "outcome"),
-    "a timeout is taken for done": (TakesATimeoutForDone, "active", ["hard"], 1, "removal"),
+    "a timeout is taken for done": (TakesATimeoutForDone, "removed, pending", ["hard"], 1, "removal"),
 }
 
 

@@ -47,6 +47,7 @@ class Operation:
     kept: bool = False  # the database has kept the row
     refused: bool = False  # the key-value store has refused it a key; reconcile goes on
     transaction: Transaction | None = None
+    removed: bool = False  # it has removed the row
     owed: frozenset[str] = frozenset()  # entries to be confirmed as gone before it may say so
     seen: int | None = None  # how many records there were after its step 1
 
@@ -234,8 +235,10 @@ class World:
         if operation.kind not in HOST:
             new = len(self.stores.records) - len(records)
             self.promises.stepped(row, self.stores.row, new, at_step_1=name == "record")
-        if name == "record" and isinstance(answer, bool):
-            self.promises.check("one record", answer == (row != self.stores.row), f"record answered {answer}")
+        if name == "record" and not isinstance(answer, type):
+            changed = answer is not None
+            self.promises.check("one record", changed == (row != self.stores.row), f"record: {answer}")
+            operation.removed = changed and operation.kind == Action.HARD
             operation.seen = len(self.stores.records)
             operation.owed = self.promises.stale if operation.kind == Action.HARD else frozenset()
         operation.answers += (self._programs.number(answer),)

@@ -12,7 +12,7 @@ import pytest
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import EntryRule, Value
 from flask_mythic_clients.errors import EntriesRefusedError
-from flask_mythic_clients.model import Change, DeletionRecord, Holding
+from flask_mythic_clients.model import Change, DeletionRecord, Holding, Recorded
 from flask_mythic_clients.testing import ClientRepositoryContract, KeyValueStoreContract
 
 _T = TypeVar("_T", bound=type)
@@ -100,7 +100,7 @@ class CountsFailuresOfWhatIsDone(MemoryRepository):
 
 @fails("test_a_recorded_soft_delete_deactivates_the_client_and_is_pending")
 class ChangesTheRowWithoutARecord(MemoryRepository):
-    def record(self, change: Change, entries: EntryRule) -> bool:
+    def record(self, change: Change, entries: EntryRule) -> Recorded | None:
         recorded = super().record(change, entries)
         self._records.clear()
         return recorded
@@ -114,13 +114,13 @@ class BelievesTheDatabase(MemoryRepository):
 
 @fails("test_only_if_inactive_holds_a_hard_delete_back_from_an_active_client")
 class IgnoresOnlyIfInactive(MemoryRepository):
-    def record(self, change: Change, entries: EntryRule) -> bool:
+    def record(self, change: Change, entries: EntryRule) -> Recorded | None:
         return super().record(replace(change, only_if_inactive=False), entries)
 
 
 @fails("test_ids_are_compared_to_the_letter")
 class FindsClientsWhateverTheirCase(MemoryRepository):
-    def record(self, change: Change, entries: EntryRule) -> bool:
+    def record(self, change: Change, entries: EntryRule) -> Recorded | None:
         return super().record(replace(change, client_id=change.client_id.lower()), entries)
 
 
@@ -132,7 +132,7 @@ class FindsRecordsWhateverTheirCase(MemoryRepository):
 
 @fails("test_the_rule_sees_the_client_as_it_was")
 class ResolvesTheKeysAfterTheChange(MemoryRepository):
-    def record(self, change: Change, entries: EntryRule) -> bool:
+    def record(self, change: Change, entries: EntryRule) -> Recorded | None:
         return super().record(change, lambda client: entries(replace(client, active=not client.active)))
 
 
@@ -153,11 +153,26 @@ class SettlesWhatItShouldOnlyHold(MemoryRepository):
 
 @fails("test_of_many_equal_changes_at_once_one_is_recorded")
 class AnswersFromAReadBeforeTheWrite(MemoryRepository):
-    def record(self, change: Change, entries: EntryRule) -> bool:
+    def record(self, change: Change, entries: EntryRule) -> Recorded | None:
         client = self._clients([change.client_id]).get(change.client_id)
         applies = client is not None and change.applies_to(client)
         time.sleep(0.01)
-        return super().record(change, entries) or applies
+        recorded = super().record(change, entries)
+        return recorded or (Recorded(self._records[1], alone=True) if applies else None)
+
+
+@fails("test_a_record_is_not_alone_while_another_is_just_being_settled")
+class LooksOnlyWhenItStamps(MemoryRepository):
+    def record(self, change: Change, entries: EntryRule) -> Recorded | None:
+        recorded = super().record(change, entries)
+        return recorded and replace(recorded, alone=True)
+
+
+@fails("test_a_record_is_not_alone_while_another_is_pending")
+class LooksOnlyWhenItRecords(MemoryRepository):
+    def settle_alone(self, record: DeletionRecord) -> DeletionRecord | None:
+        settled = self._records[record.id] = replace(record, settled_at=self._clock())
+        return settled
 
 
 @fails("test_settle_stamps_all_pending_records_of_the_client")
@@ -205,7 +220,7 @@ class SwallowsTheException(MemoryRepository):
 )
 class WaitsForNobody(MemoryRepository):
     @contextmanager
-    def _hold(self, client_ids: Collection[str], wait: bool) -> Iterator[Collection[str]]:
+    def _hold(self, client_ids: Collection[str], wait: bool, **rows: bool) -> Iterator[Collection[str]]:
         yield client_ids
 
 
@@ -215,8 +230,8 @@ class WaitsForNobody(MemoryRepository):
 )
 class WaitsAlways(MemoryRepository):
     @contextmanager
-    def _hold(self, client_ids: Collection[str], wait: bool) -> Iterator[Collection[str]]:
-        with super()._hold(client_ids, True) as held:
+    def _hold(self, client_ids: Collection[str], wait: bool, **rows: bool) -> Iterator[Collection[str]]:
+        with super()._hold(client_ids, True, **rows) as held:
             yield held
 
 
@@ -227,8 +242,8 @@ class WaitsAlways(MemoryRepository):
 )
 class TakesWhatIsHeld(MemoryRepository):
     @contextmanager
-    def _hold(self, client_ids: Collection[str], wait: bool) -> Iterator[Collection[str]]:
-        with super()._hold(client_ids, wait) as held:
+    def _hold(self, client_ids: Collection[str], wait: bool, **rows: bool) -> Iterator[Collection[str]]:
+        with super()._hold(client_ids, wait, **rows) as held:
             yield held if wait else client_ids
 
 
@@ -240,6 +255,7 @@ class VerifiesWithoutHoldingTheClients(MemoryRepository):
     def verify(self, client_ids: Collection[str], **options: Any) -> Iterator[Holding]:
         with super().verify(client_ids, **options) as holding:
             self._held.difference_update(client_ids)
+            self._rows_held.difference_update(client_ids)
             yield holding
 
 

@@ -50,7 +50,7 @@ def test_after_a_200_for_soft_the_entry_says_deleted(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("action", Action)
-def test_the_kv_store_is_touched_after_step_1_is_committed_and_with_the_records_held(
+def test_the_kv_store_is_touched_after_step_1_is_committed_and_with_the_record_held_where_it_writes(
     scene: Scene, action: Action
 ) -> None:
     if action is Action.RESTORE:
@@ -63,7 +63,8 @@ def test_the_kv_store_is_touched_after_step_1_is_committed_and_with_the_records_
     scene.tap.before = scene.tap.after = look
     scene.act(action)
     status = {Action.SOFT: False, Action.HARD: None, Action.RESTORE: True}[action]
-    assert seen == [(status, True), (status, True)]
+    # A hard delete that is alone need not hold its record: its stamp is refused where it was not.
+    assert seen == [(status, action is not Action.HARD)] * 2
     assert not _record_is_locked(scene)
 
 

@@ -52,11 +52,14 @@ def _in_step_1(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _after_step_1(_: Scene) -> Iterator[None]:
-    def die(*_: object, **__: object) -> None:
+    record = SQLAlchemyRepository.record
+
+    def die(*arguments: Any) -> None:
+        assert record(*arguments)
         raise Crash
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SQLAlchemyRepository, "settle", die)
+        patch.setattr(SQLAlchemyRepository, "record", die)
         yield
 
 

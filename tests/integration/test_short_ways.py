@@ -11,10 +11,10 @@ import flask_mythic_clients
 from tests.hosts import KeyValue, mounting
 
 PACKAGE = f"{os.path.dirname(flask_mythic_clients.__file__)}{os.sep}"
-FRAMES = 46
+FRAMES = 54
 STEPS = 2
 # On MariaDB each statement passes through a listener, which sets how long it may wait.
-STATEMENTS = {"mariadb": 6}
+STATEMENTS = {"mariadb": 5}
 
 
 def test_a_hard_delete_goes_through_few_frames_and_looks_the_engine_up_once_a_step(

@@ -17,7 +17,7 @@ from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.entries import KeyTemplates
 from flask_mythic_clients.errors import ForeignError, KeyValueStoreError, RepositoryError
-from flask_mythic_clients.model import Action, Change
+from flask_mythic_clients.model import Action, Change, DeletionRecord
 from flask_mythic_clients.ports import ClientRepository, KeyValueStore
 
 ERRORS = [
@@ -74,6 +74,9 @@ ARGUMENTS = {
     "since": datetime(2026, 1, 1, tzinfo=UTC),
     "verified_before": None,
     "kept": timedelta(),
+    "record": DeletionRecord(
+        1, "acme", Action.HARD, "tests", ("client:acme",), datetime(2026, 1, 1, tzinfo=UTC)
+    ),
     "remove": ["client:acme"],
     "overwrite": {},
 }

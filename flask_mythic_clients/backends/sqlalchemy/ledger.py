@@ -1,7 +1,8 @@
 """The ledger table, and what is read from it."""
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from hashlib import sha256
@@ -10,11 +11,10 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
-from sqlalchemy.orm import Session
 
 from ...errors import ConfigurationError, RepositoryError
 from ...model import OVERDUE, Action, Backlog, DeletionRecord
-from .dialects import Dialect
+from .dialects import Dialect, Stamp
 
 _PAGE = 100
 _SAID = 255  # characters of what went wrong that are kept
@@ -91,19 +91,27 @@ class Ledger:
         self._pending = self._unverified & table.c.settled_at.is_(None)
 
     def settle(
-        self, session: Session, dialect: Dialect, client_ids: Collection[str], wait: bool
+        self, connection: sa.Connection, dialect: Dialect, client_ids: Collection[str], wait: bool
     ) -> list[DeletionRecord]:
         """Lock and stamp the pending records of the clients; waits for whoever holds one, or leaves it."""
-        pending: sa.ColumnElement[bool] = self.table.c.client_id.in_(
-            client_ids
-        ) & self.table.c.settled_at.is_(None)
-        if not wait:
-            pending = self._free(session, dialect, pending, lambda _: ())
-        return self._stamped(session, dialect, pending, "settled_at")
+        named, of_clients = self._named(client_ids)
+        pending = named & self.table.c.settled_at.is_(None)
+        if wait:
+            stamp = dialect.once((self, "settle"), lambda: self._stamp(dialect, pending, "settled_at"))
+            return stamp(connection, of_clients)
+        return self._stamp_free(connection, dialect, pending, of_clients, "settled_at", lambda _: ())
+
+    def settle_alone(
+        self, connection: sa.Connection, dialect: Dialect, record: DeletionRecord
+    ) -> DeletionRecord | None:
+        """Fulfil `ports.DeletionSteps.settle_alone`."""
+        stamp = dialect.once((self, "settle_alone"), lambda: self._stamp_alone(dialect))
+        stamped = stamp(connection, {"of_id": record.id, "of_client_id": record.client_id})
+        return replace(record, settled_at=dialect.aware(stamped[0].settled_at)) if stamped else None
 
     def verify(
         self,
-        session: Session,
+        connection: sa.Connection,
         dialect: Dialect,
         client_ids: Collection[str],
         settled_for: timedelta,
@@ -113,43 +121,52 @@ class Ledger:
 
         `leave` is asked, in place of waiting, which of the clients whose records are locked are left, too.
         """
-        due: sa.ColumnElement[bool] = self.table.c.client_id.in_(client_ids) & self._due(dialect, settled_for)
-        if leave is not None:
-            due = self._free(session, dialect, due, leave)
-        return self._stamped(session, dialect, due, "verified_at")
+        named, of_clients = self._named(client_ids)
+        due = named & self._due(dialect, settled_for)
+        if leave is None:
+            return self._stamp(dialect, due, "verified_at")(connection, of_clients)
+        return self._stamp_free(connection, dialect, due, of_clients, "verified_at", leave)
 
     def note_failure(
-        self, session: Session, dialect: Dialect, client_ids: Collection[str], error: str
+        self, connection: sa.Connection, dialect: Dialect, client_ids: Collection[str], error: str
     ) -> None:
         """Fulfil `ports.DeletionSteps.note_failure`."""
-        dialect.lock(session, self.table)
+        dialect.lock(connection, self.table)
         c = self.table.c
         update = sa.update(self.table).where(
             c.client_id.in_(client_ids), c.verified_at.is_(None), dialect.step_2
         )
         attempts = sa.func.coalesce(c.attempts, 0) + 1
-        session.connection().execute(update.values(attempts=attempts, last_error=error[:_SAID]))
+        connection.execute(update.values(attempts=attempts, last_error=error[:_SAID]))
 
     def pending(
-        self, session: Session, dialect: Dialect, after: DeletionRecord | None
+        self, connection: sa.Connection, dialect: Dialect, after: DeletionRecord | None
     ) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.pending`."""
         query = self._page(self._pending)
         if after is not None:
             query = query.where(self.table.c.id > after.id)
-        return _records(dialect, session.connection().execute(query))
+        return _records(dialect, connection.execute(query))
 
     def due(
-        self, session: Session, dialect: Dialect, settled_for: timedelta, after: DeletionRecord | None
+        self,
+        connection: sa.Connection,
+        dialect: Dialect,
+        settled_for: timedelta,
+        after: DeletionRecord | None,
     ) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.due`."""
         query, c = self._page(self._due(dialect, settled_for)), self.table.c
         if after is not None:
             query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
-        return _records(dialect, session.connection().execute(query))
+        return _records(dialect, connection.execute(query))
 
     def done(
-        self, session: Session, dialect: Dialect, since: datetime | None, after: DeletionRecord | None
+        self,
+        connection: sa.Connection,
+        dialect: Dialect,
+        since: datetime | None,
+        after: DeletionRecord | None,
     ) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.done`: first what is not verified, in the order of the index."""
         c = self.table.c
@@ -158,7 +175,7 @@ class Ledger:
             query = self._page(settled)
             if after is not None:
                 query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
-            if found := _records(dialect, session.connection().execute(query)):
+            if found := _records(dialect, connection.execute(query)):
                 return found
             after = None
         query = self._page(self._keyed & self._at_or_after(c.verified_at, since))
@@ -166,44 +183,44 @@ class Ledger:
             last = (after.verified_at, after.settled_at, after.id)
             query = query.where(c.verified_at >= after.verified_at)  # which the index can find
             query = query.where(sa.tuple_(c.verified_at, c.settled_at, c.id) > sa.tuple_(*last))
-        return _records(dialect, session.connection().execute(query))
+        return _records(dialect, connection.execute(query))
 
     def forget_keys(
-        self, session: Session, dialect: Dialect, verified_before: datetime | None, kept: timedelta
+        self, connection: sa.Connection, dialect: Dialect, verified_before: datetime | None, kept: timedelta
     ) -> int:
         """Keep digests alone of the keys of a page of records; return how many it were."""
-        dialect.lock(session, self.table)
+        dialect.lock(connection, self.table)
         c = self.table.c
         old = self._keyed & (c.verified_at <= dialect.ago(kept))
         if verified_before is not None:
             old &= c.verified_at < verified_before
-        found = session.connection().execute(self._page(old).with_only_columns(c.id, c.kv_keys)).all()
+        found = connection.execute(self._page(old).with_only_columns(c.id, c.kv_keys)).all()
         digests = [{"of_id": id, "kv_keys": _digests(keys)} for id, keys in sorted(map(tuple, found))]
         if digests:
             of_id = sa.update(self.table).where(c.id == sa.bindparam("of_id"), self._keyed, dialect.step_2)
-            session.connection().execute(of_id.values(digested_at=dialect.now), digests)
+            connection.execute(of_id.values(digested_at=dialect.now), digests)
         return len(digests)
 
-    def has_forgotten(self, session: Session, dialect: Dialect, since: datetime) -> bool:  # noqa: ARG002
+    def has_forgotten(self, connection: sa.Connection, dialect: Dialect, since: datetime) -> bool:  # noqa: ARG002
         """Fulfil `ports.DeletionLedger.has_forgotten`."""
         c = self.table.c
         # Keys go after the verify: so the index finds the few.
         query = sa.select(c.id).where(c.digested_at >= since, c.verified_at >= since).limit(1)
-        return session.connection().execute(query).first() is not None
+        return connection.execute(query).first() is not None
 
-    def now(self, session: Session, dialect: Dialect) -> datetime:
+    def now(self, connection: sa.Connection, dialect: Dialect) -> datetime:
         """Fulfil `ports.DeletionLedger.now`."""
-        read: Any = session.connection().scalar(sa.select(sa.type_coerce(dialect.now, _TIME)))
+        read: Any = connection.scalar(sa.select(sa.type_coerce(dialect.now, _TIME)))
         now: datetime = dialect.aware(read)
         return now
 
-    def history(self, session: Session, dialect: Dialect, client_id: str) -> list[DeletionRecord]:
+    def history(self, connection: sa.Connection, dialect: Dialect, client_id: str) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
         c = self.table.c
         query = sa.select(self.table).where(c.client_id == client_id).order_by(c.id)
-        return _records(dialect, session.connection().execute(query))
+        return _records(dialect, connection.execute(query))
 
-    def backlog(self, session: Session, dialect: Dialect, settled_for: timedelta) -> Backlog:
+    def backlog(self, connection: sa.Connection, dialect: Dialect, settled_for: timedelta) -> Backlog:
         """Fulfil `ports.DeletionLedger.backlog`."""
         c = self.table.c
         of_pending = sa.case((self._pending, c.requested_at))
@@ -215,7 +232,7 @@ class Ledger:
             sa.func.count(sa.case((self._due(dialect, settled_for + OVERDUE), 1))),
             sa.func.count(sa.case((c.attempts > 0, 1))),
         ).where(self._unverified)
-        now, pending, oldest, due, overdue, failed = session.connection().execute(query).one()
+        now, pending, oldest, due, overdue, failed = connection.execute(query).one()
         age = dialect.aware(now) - dialect.aware(oldest) if oldest else None
         return Backlog(pending, age, due, overdue, failed)
 
@@ -232,45 +249,68 @@ class Ledger:
         in_order = (c.digested_at, c.verified_at, c.settled_at, c.id)
         return sa.select(self.table).where(where).order_by(*in_order).limit(_PAGE)
 
-    def _stamped(
-        self, session: Session, dialect: Dialect, where: sa.ColumnElement[bool], column: str
-    ) -> list[DeletionRecord]:
-        """Lock and stamp records; raises RepositoryError where the database lets them be as they were."""
-        rows = dialect.stamp(session, self.table, where, column)
-        if rows or not dialect.skips_rows:
-            return list(map(partial(_record, dialect.aware), rows))
-        left = sa.select(sa.literal(1)).where(where).limit(1)
-        if session.connection().execute(left).first() is not None:
-            rows = dialect.stamp(session, self.table, where, column)  # one that was made just now
-            if not rows:
-                raise RepositoryError(
-                    f"The database let the records in {self.table} be as they were, and gave no reason: this "
-                    "is no outage, look for a trigger or a rule."
-                )
-        return _records(dialect, rows)
+    def _named(self, client_ids: Collection[str]) -> tuple[sa.ColumnElement[bool], Mapping[str, Any]]:
+        """Return a condition for the records of these clients, and its parameters."""
+        named = self.table.c.client_id.in_(sa.bindparam("of_client_ids", expanding=True))
+        return named, {"of_client_ids": list(client_ids)}
 
-    def _free(
+    def _stamp(
+        self, dialect: Dialect, where: sa.ColumnElement[bool], column: str
+    ) -> Callable[[sa.Connection, Mapping[str, Any]], list[DeletionRecord]]:
+        """Make a step that locks and stamps records.
+
+        It raises RepositoryError where the database lets them be as they were.
+        """
+        stamp = dialect.stamp(self.table, where, column)
+        left = sa.select(sa.literal(1)).where(where).limit(1)
+
+        def step(connection: sa.Connection, parameters: Mapping[str, Any]) -> list[DeletionRecord]:
+            rows = stamp(connection, parameters)
+            if not rows and dialect.skips_rows and connection.execute(left, parameters).first() is not None:
+                rows = stamp(connection, parameters)  # one that was made just now
+                if not rows:
+                    raise RepositoryError(
+                        f"The database let the records in {self.table} be as they were, and gave no reason: "
+                        "this is no outage, look for a trigger or a rule."
+                    )
+            return _records(dialect, rows)
+
+        return step
+
+    def _stamp_alone(self, dialect: Dialect) -> Stamp:
+        """Make a step that stamps a record unless others have been about with its client."""
+        mine, other = self.table.c, self.table.alias("other").c
+        may_write = other.settled_at.is_(None) | (other.settled_at >= mine.requested_at)
+        others = sa.exists().where(other.client_id == mine.client_id, other.id != mine.id, may_write)
+        # Of a restored database the ids are given again.
+        same = (mine.client_id == sa.bindparam("of_client_id")) & mine.settled_at.is_(None)
+        return dialect.stamp_one(self.table, sa.bindparam("of_id"), same & ~others)
+
+    def _stamp_free(
         self,
-        session: Session,
+        connection: sa.Connection,
         dialect: Dialect,
         where: sa.ColumnElement[bool],
+        parameters: Mapping[str, Any],
+        column: str,
         leave: Callable[[Collection[str]], Collection[str]],
-    ) -> sa.ColumnElement[bool]:
-        """Lock records that nobody holds; leave those of clients of which somebody else holds one.
+    ) -> list[DeletionRecord]:
+        """Lock and stamp records that nobody holds; leave those of clients of which somebody else holds one.
 
         Two who hold one each of a client's records would write its entries side by side. What was locked
         of such a client stays so until the end of the transaction.
         """
-        dialect.lock(session, self.table)
+        dialect.lock(connection, self.table)
         c = self.table.c
         query = sa.select(c.id, c.client_id).where(where)
-        mine = {id for id, _ in session.connection().execute(query.with_for_update(skip_locked=True))}
+        mine = {id for id, _ in connection.execute(query.with_for_update(skip_locked=True), parameters)}
         # Another's record, and one made since.
-        every = session.connection().execute(query).all()
+        every = connection.execute(query, parameters).all()
         disputed = {client_id for id, client_id in every if id not in mine}
         disputed |= set(leave({client_id for _, client_id in every} - disputed))
         # By their ids: MariaDB also waits for records that it only comes across, by another index.
-        return c.id.in_([id for id, client_id in every if client_id not in disputed])
+        by_id = c.id.in_([id for id, client_id in every if client_id not in disputed])
+        return self._stamp(dialect, by_id, column)(connection, {})
 
 
 def _digests(keys: Iterable[str | None]) -> dict[str, list[str]]:

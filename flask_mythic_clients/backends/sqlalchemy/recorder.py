@@ -5,6 +5,7 @@ host's has to run in Python: one statement where the database can, two elsewhere
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from inspect import iscoroutinefunction, signature
 from typing import Any, Literal, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
@@ -15,11 +16,11 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from ...entries import EntryRule, KeyTemplates
 from ...errors import ConfigurationError
-from ...model import Action, Change, Client
+from ...model import Action, Change, Client, DeletionRecord, Recorded
 from .cascades import Cascades
 from .dialects import Dialect
 from .rows import ClientRows
-from .sessions import Sessions, listens, plain
+from .sessions import Sessions, listens
 
 _COUNTED = {"preserve_rowcount": True}
 # A parameter must not be named like a column that is written.
@@ -72,16 +73,12 @@ class TakenAlongError(Exception):
 class Plan(Protocol):
     """A way to take step 1 for one action."""
 
-    alone: bool
-    """Whether it is a single statement, which is a transaction by itself."""
-
-    @property
-    def sessions(self) -> Sessions:
-        """Makes the session that it is taken in."""
+    def begin(self, engine: sa.Engine) -> AbstractContextManager[Any]:
+        """Open the transaction that it is taken in."""
         ...
 
-    def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:
-        """Take the step for the row of that key; return False where there is nothing to change.
+    def take(self, transaction: Any, key: Any, change: Change, entries: EntryRule) -> Recorded | None:
+        """Take the step for the row of that key; return None where there is nothing to change.
 
         Raises KeptError and TakenAlongError, to be rolled back, and UndecidedError.
         """
@@ -154,9 +151,6 @@ class _OneStatement:
     request was first, or a policy forbids it.
     """
 
-    alone = True
-    sessions = staticmethod(plain)
-
     def __init__(
         self,
         rows: ClientRows,
@@ -174,33 +168,50 @@ class _OneStatement:
         )
         names, values = _values(dialect, action, rows.kv_keys(changed, templates, dialect))
         insert = sa.insert(ledger).from_select(names, sa.select(*values).select_from(changed))
-        recorded = insert.returning(ledger.c.id).cte("recorded")
+        recorded = insert.returning(*_inserted(ledger)).cte("recorded")
         event = "DELETE" if action is Action.HARD else "UPDATE"
         part: Any = sa.select(sa.literal_column("tableoid")).select_from(table).where(applies)
         # Not a constant, which would be divided by when the statement is planned.
         zero = sa.select(sa.func.count()).select_from(changed).where(sa.false()).scalar_subquery()
         failing = sa.case((dialect.watched(event, table, ledger, part), 1 / zero))
         seen = sa.exists().where(applies).select_from(table)
-        self._statement = sa.select(sa.exists().select_from(recorded), seen, failing)
+        # The snapshot has not the record that is just being inserted.
+        alone = ~_others(ledger, sa.bindparam(_CLIENT_ID, type_=sa.String))
+        # Each by itself, for the others are told also where nothing was recorded.
+        told = [sa.select(column).scalar_subquery().label(column.name) for column in _inserted(recorded)]
+        self._statement = sa.select(*told, seen.label("seen"), failing.label("failing"), alone.label("alone"))
+        self._dialect = dialect
         self._fits = sa.select(dialect.is_table(table) & ~dialect.watched(event, table, ledger))
         self._cascades = cascades
         self._asked = False
 
-    def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:  # noqa: ARG002
+    def begin(self, engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
+        """Fulfil `Plan.begin`."""
+        return self._dialect.statements(engine, alone=True)
+
+    def take(
+        self,
+        transaction: sa.Connection,
+        key: Any,
+        change: Change,
+        entries: EntryRule,  # noqa: ARG002
+    ) -> Recorded | None:
         """Fulfil `Plan.take`."""
         if not self._asked:
-            connection, hard = session.connection(), change.action is Action.HARD
-            if not connection.scalar(self._fits) or (hard and self._cascades.lead_to_clients(connection)):
+            hard = change.action is Action.HARD
+            if not transaction.scalar(self._fits) or (hard and self._cascades.lead_to_clients(transaction)):
                 raise UndecidedError(for_good=True)
             self._asked = True
         parameters = {_KEY: key, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
         try:
-            recorded, seen, _ = session.connection().execute(self._statement, parameters).one()
+            row = transaction.execute(self._statement, parameters).one()
         except (sa.exc.NotSupportedError, sa.exc.DataError) as error:  # a rule in the way, or divided by zero
             raise UndecidedError(for_good=True) from error
-        if seen and not recorded:
+        if row.id is not None:
+            return Recorded(_record(row, change, self._dialect.aware), row.alone)
+        if row.seen:
             raise UndecidedError
-        return bool(recorded)
+        return None
 
 
 class _TwoStatements:
@@ -208,9 +219,6 @@ class _TwoStatements:
 
     Writing first also takes SQLite's write lock at once: a reader that becomes a writer fails.
     """
-
-    alone = False
-    sessions = staticmethod(plain)
 
     def __init__(
         self,
@@ -225,44 +233,53 @@ class _TwoStatements:
         applies = rows.applies(key, change, dialect)
         names, values = _values(dialect, change.action, rows.kv_keys(table, templates, dialect))
         query = sa.select(*values).select_from(table).where(applies).with_for_update()
-        self._insert = sa.insert(ledger).from_select(names, query)
+        self._insert = sa.insert(ledger).from_select(names, query).returning(*_inserted(ledger))
+        self._dialect = dialect
         self._change = _dml(rows, change.action, dialect).where(applies)
         self._look = sa.select(rows.status.column).where(dialect.same(rows.id, key))
         self._applies = sa.select(rows.status.column).where(applies)
         self._rows = rows
+        self._ledger = ledger
         self._skips_rows = dialect.skips_rows
         self._cascades = cascades
         self._asked = change.action is not Action.HARD
 
-    def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:  # noqa: ARG002
+    def begin(self, engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
+        """Fulfil `Plan.begin`."""
+        return self._dialect.statements(engine)
+
+    def take(
+        self,
+        transaction: sa.Connection,
+        key: Any,
+        change: Change,
+        entries: EntryRule,  # noqa: ARG002
+    ) -> Recorded | None:
         """Fulfil `Plan.take`."""
         if not self._asked:
-            if self._cascades.lead_to_clients(session.connection()):
+            if self._cascades.lead_to_clients(transaction):
                 raise UndecidedError(for_good=True)
             self._asked = True
         of_row = {_KEY: key}
         parameters = {**of_row, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
-        inserted: Any = session.connection().execute(self._insert, parameters, execution_options=_COUNTED)
-        if inserted.rowcount == 0:
-            if self._skips_rows and session.connection().execute(self._applies, of_row).first() is not None:
+        inserted = transaction.execute(self._insert, parameters).first()
+        if inserted is None:
+            if self._skips_rows and transaction.execute(self._applies, of_row).first() is not None:
                 raise KeptError  # a trigger of the ledger's
-            return False
-        changed: Any = session.connection().execute(self._change, of_row, execution_options=_COUNTED)
+            return None
+        changed: Any = transaction.execute(self._change, of_row, execution_options=_COUNTED)
         if change.action is Action.HARD and not self._skips_rows:
             kept = changed.rowcount == 0
         else:
-            kept = not self._rows.is_as_wished(
-                session.connection().execute(self._look, of_row).first(), change.action
-            )
+            kept = not self._rows.is_as_wished(transaction.execute(self._look, of_row).first(), change.action)
         if kept:
             raise KeptError
-        return True
+        record = _record(inserted, change, self._dialect.aware)
+        return Recorded(record, _is_alone(transaction, self._ledger, record))
 
 
 class _UnitOfWork:
     """Lock and load the row, ask the host's rule, flush, and look."""
-
-    alone = False
 
     def __init__(
         self,
@@ -277,17 +294,22 @@ class _UnitOfWork:
         self._ledger = ledger
         self._dialect = dialect
         self._before = before
-        self.sessions = sessions
+        self._sessions = sessions
         self._cascades = cascades
         self._orm_removes = runs_host_code(rows.mapper, Action.HARD) or listens(sessions)
 
-    def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> bool:
+    def begin(self, engine: sa.Engine) -> AbstractContextManager[Session]:
+        """Fulfil `Plan.begin`."""
+        return self._dialect.transaction(engine, self._sessions)
+
+    def take(self, transaction: Session, key: Any, change: Change, entries: EntryRule) -> Recorded | None:
         """Fulfil `Plan.take`."""
+        session, connection = transaction, transaction.connection()
         rows, ledger, dialect = self._rows, self._ledger, self._dialect
-        dialect.lock(session, ledger)  # before reading, as FOR UPDATE does elsewhere
+        dialect.lock(connection, ledger)  # before reading, as FOR UPDATE does elsewhere
         client = self._locked(session, change)
         if client is None or not change.applies_to(client):
-            return False
+            return None
         record = {
             "client_id": change.client_id,
             "action": change.action.value,
@@ -307,13 +329,14 @@ class _UnitOfWork:
         _flush(session)
         if others := self._cascades.of_objects(removed, client):
             raise TakenAlongError(others)
-        insert = sa.insert(ledger).values(record)
-        recorded: Any = session.connection().execute(insert, execution_options=_COUNTED)
-        dialect.finish(session)
-        found = [session.connection().execute(look).first() for look in looks]
-        if recorded.rowcount == 0 or not all(rows.is_as_wished(row, change.action) for row in found):
+        insert = sa.insert(ledger).values(record).returning(*_inserted(ledger))
+        recorded = connection.execute(insert).first()
+        dialect.finish(connection)
+        found = [connection.execute(look).first() for look in looks]
+        if recorded is None or not all(rows.is_as_wished(row, change.action) for row in found):
             raise KeptError
-        return True
+        made = _record(recorded, change, dialect.aware)
+        return Recorded(made, _is_alone(connection, ledger, made))
 
     def _remove(self, session: Session, client: Client, key: Any) -> None:
         _flush(session)  # what the host did before: it may have given other clients another parent
@@ -386,6 +409,32 @@ def _dml(rows: ClientRows, action: Action, dialect: Dialect) -> Any:
         return sa.delete(table)
     value = rows.status.value(action is Action.RESTORE, dialect)
     return sa.update(table).values({rows.status.column: value})
+
+
+def _inserted(source: Any) -> list[sa.ColumnElement[Any]]:
+    """Return what a record has that was not known before it was inserted."""
+    return [source.c.id, source.c.requested_at, source.c.kv_keys]
+
+
+def _others(ledger: sa.Table, client_id: Any) -> sa.Exists:
+    other = ledger.alias("other")
+    return sa.exists().where(other.c.client_id == client_id, other.c.settled_at.is_(None))
+
+
+def _is_alone(connection: sa.Connection, ledger: sa.Table, record: DeletionRecord) -> bool:
+    """Whether a removal just recorded, whose row is locked, is all that is pending for its client."""
+    if record.action is not Action.HARD:
+        return False  # nobody asks
+    c = ledger.c
+    others = sa.select(c.id).where(c.client_id == record.client_id, c.settled_at.is_(None), c.id != record.id)
+    return connection.execute(others.limit(1)).first() is None
+
+
+def _record(row: Any, change: Change, aware: Callable[[Any], Any]) -> DeletionRecord:
+    keys = tuple(key for key in row.kv_keys if key is not None)
+    return DeletionRecord(
+        row.id, change.client_id, change.action, change.actor, keys, aware(row.requested_at)
+    )
 
 
 def _values(

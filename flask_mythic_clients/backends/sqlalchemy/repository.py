@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from ...entries import EntryRule
 from ...errors import BusyError, ChangeRefusedError, ConfigurationError, StoreError
-from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview
+from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview, Recorded
 from .cascades import Cascades
 from .dialects import Dialect, Verdict, dialect_of
 from .engines import Database, address, engines_of
@@ -82,21 +82,21 @@ class SQLAlchemyRepository:
         )
         _REPOSITORIES.add(self)
 
-    def record(self, change: Change, entries: EntryRule) -> bool:
+    def record(self, change: Change, entries: EntryRule) -> Recorded | None:
         """Fulfil `ports.DeletionSteps.record`."""
         transactions = self._transactions()
         key = self._rows.key_of(change.client_id, transactions.dialect)
         if key is None:
-            return False
+            return None
         plan = self._recorder.plan(transactions.dialect, change, entries)
         try:
             try:
                 step = partial(plan.take, key=key, change=change, entries=entries)
-                return transactions.write(step, change.client_id, plan.sessions, alone=plan.alone)
+                return transactions.write(step, change.client_id, plan.begin)
             except UndecidedError as undecided:
                 plan = self._recorder.plan_again(transactions.dialect, change, entries, undecided)
             step = partial(plan.take, key=key, change=change, entries=entries)
-            return transactions.write(step, change.client_id, plan.sessions, alone=plan.alone)
+            return transactions.write(step, change.client_id, plan.begin)
         except RefusedError as refused:
             raise self._refusal(refused.verdict, change, transactions) from refused.__cause__
         except KeptError:
@@ -108,13 +108,19 @@ class SQLAlchemyRepository:
         """Fulfil `ports.DeletionSteps.make_durable`."""
         transactions = self._transactions()
         if (query := transactions.dialect.durable) is not None:
-            transactions.read(lambda session, _: session.connection().execute(query))
+            transactions.ask(lambda connection, _: connection.execute(query), alone=True)
 
     def settle(self, client_ids: Collection[str], *, wait: bool = True) -> AbstractContextManager[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""
         stamp = partial(self._ledger.settle, client_ids=client_ids, wait=wait)
         step = partial(self._hold, stamp=stamp, client_ids=client_ids if wait else None, lock=None)
         return self._transactions().hold(step, client_ids)
+
+    def settle_alone(self, record: DeletionRecord) -> DeletionRecord | None:
+        """Fulfil `ports.DeletionSteps.settle_alone`."""
+        transactions = self._transactions()
+        stamp = partial(self._ledger.settle_alone, record=record)
+        return transactions.ask(stamp, alone=transactions.dialect.one_statement)
 
     def verify(
         self, client_ids: Collection[str], *, settled_for: timedelta, wait: bool = True
@@ -129,12 +135,12 @@ class SQLAlchemyRepository:
 
     def note_failure(self, client_ids: Collection[str], error: str) -> None:
         """Fulfil `ports.DeletionSteps.note_failure`."""
-        self._transactions().read(partial(self._ledger.note_failure, client_ids=client_ids, error=error))
+        self._transactions().ask(partial(self._ledger.note_failure, client_ids=client_ids, error=error))
 
     def forget_keys(self, *, verified_before: datetime | None, kept: timedelta) -> int:
         """Fulfil `ports.DeletionSteps.forget_keys`."""
         forget = partial(self._ledger.forget_keys, verified_before=verified_before, kept=kept)
-        return self._transactions().read(forget)
+        return self._transactions().ask(forget)
 
     def hold(self, client_ids: Collection[str], *, wait: bool = True) -> AbstractContextManager[Holding]:
         """Fulfil `ports.DeletionSteps.hold`."""
@@ -143,31 +149,31 @@ class SQLAlchemyRepository:
 
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.pending`."""
-        return self._transactions().read(partial(self._ledger.pending, after=after))
+        return self._transactions().ask(partial(self._ledger.pending, after=after))
 
     def due(self, *, settled_for: timedelta, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.due`."""
-        return self._transactions().read(partial(self._ledger.due, settled_for=settled_for, after=after))
+        return self._transactions().ask(partial(self._ledger.due, settled_for=settled_for, after=after))
 
     def done(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.done`."""
-        return self._transactions().read(partial(self._ledger.done, since=since, after=after))
+        return self._transactions().ask(partial(self._ledger.done, since=since, after=after))
 
     def has_forgotten(self, *, since: datetime) -> bool:
         """Fulfil `ports.DeletionLedger.has_forgotten`."""
-        return self._transactions().read(partial(self._ledger.has_forgotten, since=since))
+        return self._transactions().ask(partial(self._ledger.has_forgotten, since=since))
 
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.history`."""
-        return self._transactions().read(partial(self._ledger.history, client_id=client_id))
+        return self._transactions().ask(partial(self._ledger.history, client_id=client_id))
 
     def backlog(self, *, settled_for: timedelta) -> Backlog:
         """Fulfil `ports.DeletionLedger.backlog`."""
-        return self._transactions().read(partial(self._ledger.backlog, settled_for=settled_for))
+        return self._transactions().ask(partial(self._ledger.backlog, settled_for=settled_for))
 
     def now(self) -> datetime:
         """Fulfil `ports.DeletionLedger.now`."""
-        return self._transactions().read(self._ledger.now)
+        return self._transactions().ask(self._ledger.now)
 
     def address(self) -> str:
         """Fulfil `ports.DeletionLedger.address`."""
@@ -220,12 +226,14 @@ class SQLAlchemyRepository:
         session: Session,
         dialect: Dialect,
         *,
-        stamp: Callable[[Session, Dialect], list[DeletionRecord]],
+        stamp: Callable[[sa.Connection, Dialect], list[DeletionRecord]],
         client_ids: Collection[str] | None,
         lock: Literal["share"] | None,
     ) -> Holding:
         """Stamp, then read the clients named, or else those whose records are held."""
-        records = stamp(session, dialect)  # first, for it waits: what is read after that is of now
+        records = stamp(
+            session.connection(), dialect
+        )  # first, for it waits: what is read after that is of now
         if client_ids is None:
             client_ids = {record.client_id for record in records}
         clients = self._rows.read(session, client_ids, dialect, lock)
@@ -242,7 +250,7 @@ class SQLAlchemyRepository:
         lock: Literal["share", "free"],
     ) -> Holding:
         """Lock the rows alone."""
-        dialect.lock(session, self._ledger.table)
+        dialect.lock(session.connection(), self._ledger.table)
         clients = self._rows.read(session, client_ids, dialect, lock)
         return Holding((), clients, frozenset(self._unlocked(session, dialect, client_ids, clients)))
 
@@ -256,7 +264,7 @@ class SQLAlchemyRepository:
             clients.update(self._rows.read(session, client_ids, dialect, "free"))
             return self._unlocked(session, dialect, client_ids, clients)
 
-        return Holding(tuple(stamp(session, dialect, leave=leave)), clients)
+        return Holding(tuple(stamp(session.connection(), dialect, leave=leave)), clients)
 
     def _unlocked(
         self, session: Session, dialect: Dialect, client_ids: Collection[str], locked: Collection[str]

@@ -1,7 +1,7 @@
 """The clients' rows: the host's model, whatever its columns are called."""
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, Literal
@@ -130,19 +130,10 @@ class ClientRows:
         for id in client_ids:
             if (key := self.key_of(id, dialect)) is not None:
                 keys.append(key)
-        asked = sa.bindparam(None, keys, self.key_type)
-        hidden = session.dispatch.do_orm_execute
-        query = self._stored_rows() if hidden else sa.select(self.model).options(lazyload("*"))
-        query = query.where(self.id.in_(asked))
-        if lock is not None:
-            # Not what else the model loads: PostgreSQL locks no outer join, and the row alone is to be held.
-            query = query.with_for_update(
-                read=lock != "update", of=self.mapper.tables, skip_locked=lock == "free"
-            )
-            query = query.execution_options(populate_existing=True)  # also what the session has seen before
-            query = query.where(dialect.step_1 if lock == "update" else dialect.step_2)
+        hidden = bool(session.dispatch.do_orm_execute)
+        query = dialect.once((self, lock, hidden), lambda: self._query(dialect, lock, hidden))
         found = {}
-        for row in self._loaded(session, query):
+        for row in self._loaded(session, query, {"of_keys": keys}):
             client = self.client(row)
             if client.id in client_ids:
                 found[client.id] = client
@@ -157,6 +148,20 @@ class ClientRows:
             query = query.where(self.id > getattr(after.row, self._id))
         return [self.client(row) for row in self._loaded(session, query)]
 
+    def _query(
+        self, dialect: Dialect, lock: Literal["share", "free", "update"] | None, hidden: bool
+    ) -> sa.Select[Any]:
+        query = self._stored_rows() if hidden else sa.select(self.model).options(lazyload("*"))
+        query = query.where(self.id.in_(sa.bindparam("of_keys", type_=self.key_type, expanding=True)))
+        if lock is not None:
+            # Not what else the model loads: PostgreSQL locks no outer join, and the row alone is to be held.
+            query = query.with_for_update(
+                read=lock != "update", of=self.mapper.tables, skip_locked=lock == "free"
+            )
+            query = query.execution_options(populate_existing=True)  # also what the session has seen before
+            query = query.where(dialect.step_1 if lock == "update" else dialect.step_2)
+        return query
+
     def _stored_rows(self) -> sa.Select[Any]:
         """Return a query for all rows, also those that a listener of the host's hides from the ORM."""
         mapper = self.mapper
@@ -168,10 +173,13 @@ class ClientRows:
             query = query.where(mapper.polymorphic_on.in_(kinds))
         return query
 
-    def _loaded(self, session: Session, query: sa.Select[Any]) -> Sequence[Any]:
+    def _loaded(
+        self, session: Session, query: sa.Select[Any], parameters: Mapping[str, Any] | None = None
+    ) -> Sequence[Any]:
         """Load rows; a value that the model cannot read, and its error quotes, is an error of the mapping."""
         hidden = session.dispatch.do_orm_execute
-        result: Any = session.connection().execute(query) if hidden else session.scalars(query)
+        run: Any = session.connection().execute if hidden else session.scalars
+        result = run(query, parameters)
         try:
             found: Sequence[Any] = result.all()
         except (LookupError, TypeError, ValueError):

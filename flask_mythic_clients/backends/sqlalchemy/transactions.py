@@ -3,18 +3,20 @@
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ...errors import BusyError, ForeignError, RepositoryError
 from .dialects import Dialect, Verdict
-from .sessions import Sessions
 
 _T = TypeVar("_T")
+Begin: TypeAlias = Callable[[sa.Engine], AbstractContextManager[Any]]
+"""Opens a session, or a connection, in a transaction of our own."""
 _REFUSALS = {Verdict.CONSTRAINT, Verdict.REFUSED, Verdict.MAPPING}
 
 
@@ -41,20 +43,15 @@ class Transactions:
 
     def read(self, query: Callable[[Session, Dialect], _T]) -> _T:
         """Ask in a transaction, and end it."""
-        tries = _Tries()
-        while True:
-            try:
-                with self.dialect.transaction(self.engine) as session:
-                    answer = query(session, self.dialect)
-                    session.commit()
-                    return answer
-            except sa.exc.SQLAlchemyError as error:
-                self._failed(tries, error)
+        return self._ended(self.dialect.transaction, query)
 
-    def write(self, step: Callable[[Session], _T], client_id: str, sessions: Sessions, *, alone: bool) -> _T:
-        """Take the step in one of these sessions, and commit.
+    def ask(self, query: Callable[[sa.Connection, Dialect], _T], *, alone: bool = False) -> _T:
+        """Do the same without a session; `alone` for a single statement, a transaction by itself."""
+        return self._ended(partial(self.dialect.statements, alone=alone), query)
 
-        `alone` is for a single statement, which is a transaction by itself.
+    def write(self, step: Callable[[Any], _T], client_id: str, begin: Begin) -> _T:
+        """Take the step in a transaction, and commit.
+
         Raises RefusedError where something forbids it.
         """
         tries, dialect = _Tries(), self.dialect
@@ -62,9 +59,9 @@ class Transactions:
             dialect.turns.take(client_id if dialect.locks_rows else "", turn)
             while True:
                 try:
-                    with dialect.transaction(self.engine, sessions, alone=alone) as session:
-                        done = step(session)
-                        session.commit()
+                    with begin(self.engine) as transaction:
+                        done = step(transaction)
+                        transaction.commit()
                         return done
                 except sa.exc.SQLAlchemyError as error:
                     if (verdict := dialect.verdict(error)) in _REFUSALS:
@@ -94,6 +91,17 @@ class Transactions:
                 session.commit()
             except sa.exc.SQLAlchemyError as error:
                 raise self._translated(error) from self._told(error)
+
+    def _ended(self, begin: Begin, query: Callable[[Any, Dialect], _T]) -> _T:
+        tries = _Tries()
+        while True:
+            try:
+                with begin(self.engine) as transaction:
+                    answer = query(transaction, self.dialect)
+                    transaction.commit()
+                    return answer
+            except sa.exc.SQLAlchemyError as error:
+                self._failed(tries, error)
 
     def _failed(self, tries: "_Tries", error: sa.exc.SQLAlchemyError) -> None:
         """Pause before another try, or raise the error translated."""

@@ -9,10 +9,10 @@ from ....errors import ConfigurationError
 from .mariadb import MariaDB
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
-from .standard import Dialect, Verdict
+from .standard import Dialect, Stamp, Verdict
 from .turns import Turns
 
-__all__ = ["Dialect", "Verdict", "dialect_of"]
+__all__ = ["Dialect", "Stamp", "Verdict", "dialect_of"]
 
 _DIALECTS: dict[str, type[Dialect]] = {
     "sqlite": SQLite,

@@ -1,6 +1,6 @@
 """MariaDB: no UPDATE … RETURNING, collations that ignore case, and an isolation set by hand."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from ....errors import ConfigurationError
 from ..sessions import Sessions, plain
-from .standard import WAIT, Dialect, Verdict
+from .standard import WAIT, Dialect, Stamp, Verdict, undone
 
 # Before a statement, for that statement: how long it waits for a row, and for a table that a migration holds.
 _BOUNDED = f"SET STATEMENT innodb_lock_wait_timeout={WAIT}, lock_wait_timeout={WAIT} FOR "
@@ -39,45 +39,43 @@ class MariaDB(Dialect):
     }
 
     @contextmanager
-    def transaction(
-        self,
-        engine: sa.Engine,
-        sessions: Sessions = plain,
-        *,
-        alone: bool = False,  # noqa: ARG002
-    ) -> Iterator[Session]:
-        """Fulfil `Dialect.transaction`.
+    def transaction(self, engine: sa.Engine, sessions: Sessions = plain) -> Iterator[Session]:
+        """Fulfil `Dialect.transaction`."""
+        with sessions(engine) as session, undone(session), _begun(session.connection()):
+            yield session
 
-        Not by the engine's option: that asks four times, and reports a dead connection in the driver's
-        own words. The second statement is for hosts in AUTOCOMMIT, for which SQLAlchemy does not roll back.
-        """
-        with sessions(engine) as session:
-            connection = session.connection()
-            if not getattr(connection.dialect, "is_mariadb", True):
-                raise ConfigurationError("The order of steps is not proven on MySQL; use MariaDB.")
-            try:
-                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-                connection.exec_driver_sql("START TRANSACTION")
-                sa.event.listen(connection, "before_cursor_execute", _bound, retval=True)
-                yield session
-            except BaseException:
-                with suppress(sa.exc.SQLAlchemyError):
-                    connection.exec_driver_sql("ROLLBACK")
-                with suppress(sa.exc.SQLAlchemyError):
-                    session.rollback()
-                raise
+    @contextmanager
+    def statements(self, engine: sa.Engine, *, alone: bool = False) -> Iterator[sa.Connection]:  # noqa: ARG002
+        """Fulfil `Dialect.statements`."""
+        with engine.connect() as connection, undone(connection), _begun(connection):
+            yield connection
 
-    def stamp(
-        self, session: Session, ledger: sa.Table, where: sa.ColumnElement[bool], column: str
-    ) -> list[sa.Row[Any]]:
+    def stamp(self, ledger: sa.Table, where: sa.ColumnElement[bool], column: str) -> Stamp:
         """Fulfil `Dialect.stamp`."""
         lock = sa.select(ledger.c.id).where(where).order_by(ledger.c.id).with_for_update()
-        ids = list(session.connection().scalars(lock))
-        if not ids:
-            return []
-        by_id = ledger.c.id.in_(ids)
-        session.connection().execute(sa.update(ledger).where(by_id).values({column: self.now}))
-        return list(session.connection().execute(sa.select(ledger).where(by_id).order_by(ledger.c.id)))
+        by_id = ledger.c.id.in_(sa.bindparam("of_ids", expanding=True))
+        update = sa.update(ledger).where(by_id).values({column: self.now})
+        stamped = sa.select(ledger).where(by_id).order_by(ledger.c.id)
+
+        def step(connection: sa.Connection, parameters: Any) -> Sequence[sa.Row[Any]]:
+            ids = {"of_ids": list(connection.scalars(lock, parameters))}
+            if not ids["of_ids"]:
+                return []
+            connection.execute(update, ids)
+            return connection.execute(stamped, ids).all()
+
+        return step
+
+    def stamp_one(self, ledger: sa.Table, id: Any, where: sa.ColumnElement[bool]) -> Stamp:
+        """Fulfil `Dialect.stamp_one`."""
+        update = sa.update(ledger).where(ledger.c.id == id, where).values(settled_at=self.now)
+        stamped = sa.select(ledger.c.settled_at).where(ledger.c.id == id)
+
+        def step(connection: sa.Connection, parameters: Any) -> Sequence[sa.Row[Any]]:
+            done: Any = connection.execute(update, parameters)
+            return connection.execute(stamped, parameters).all() if done.rowcount else []
+
+        return step
 
     def time_for(self, type_: Any) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.time_for`: a TIMESTAMP is kept in UTC, and written in the session's zone."""
@@ -111,6 +109,26 @@ class MariaDB(Dialect):
             if number >= _HOSTS or number < 0:  # PyMySQL reads a large one as negative
                 return Verdict.REFUSED
         return verdict
+
+
+@contextmanager
+def _begun(connection: sa.Connection) -> Iterator[None]:
+    """Set our isolation, and how long a statement waits.
+
+    Not by the engine's option: that asks four times, and reports a dead connection in the driver's own words.
+    The second statement is for hosts in AUTOCOMMIT, for which SQLAlchemy does not roll back.
+    """
+    if not getattr(connection.dialect, "is_mariadb", True):
+        raise ConfigurationError("The order of steps is not proven on MySQL; use MariaDB.")
+    try:
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        connection.exec_driver_sql("START TRANSACTION")
+        sa.event.listen(connection, "before_cursor_execute", _bound, retval=True)
+        yield
+    except BaseException:
+        with suppress(sa.exc.SQLAlchemyError):
+            connection.exec_driver_sql("ROLLBACK")
+        raise
 
 
 _DRIVERS = range(2000, 3000)

@@ -5,7 +5,6 @@ from operator import methodcaller
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from .standard import WAIT, Dialect, Verdict
 
@@ -101,9 +100,9 @@ class PostgreSQL(Dialect):
         """Fulfil `Dialect.is_table`."""
         return sa.exists().where(_CLASS.c.oid == self._oid(table), _CLASS.c.relkind.in_(["r", "p"]))
 
-    def finish(self, session: Session) -> None:
+    def finish(self, connection: sa.Connection) -> None:
         """Fulfil `Dialect.finish`."""
-        session.connection().execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
+        connection.execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
 
     def _reached(self, table: Any) -> sa.Select[Any]:
         """Find the tables that refer to one: by the internal triggers, which carry out foreign keys."""

@@ -1,14 +1,12 @@
 """SQLite: one writer at a time, so the write lock comes first and writers take turns."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
-from ..sessions import Sessions, plain
 from .standard import WAIT, Dialect, Verdict
 
 _TIME = "%Y-%m-%d %H:%M:%f000"  # as SQLAlchemy writes a DateTime; its clock knows milliseconds
@@ -27,14 +25,8 @@ class SQLite(Dialect):
     }
 
     @contextmanager
-    def transaction(
-        self,
-        engine: sa.Engine,
-        sessions: Sessions = plain,
-        *,
-        alone: bool = False,  # noqa: ARG002
-    ) -> Iterator[Session]:
-        """Fulfil `Dialect.transaction`; it has but one isolation.
+    def _connected(self, engine: sa.Engine, isolation: Any = None) -> Iterator[sa.Connection]:  # noqa: ARG002
+        """Fulfil `Dialect._connected`; it has but one isolation.
 
         Foreign keys are enforced, and no lock is waited for longer than elsewhere: both are properties of
         the connection, which goes back to the host's pool as it was. Within a transaction the first could
@@ -53,13 +45,7 @@ class SQLite(Dialect):
             driver.execute("PRAGMA foreign_keys = ON")
             driver.execute(f"PRAGMA busy_timeout = {WAIT * 1000}")
             try:
-                with sessions(connection) as session:
-                    try:
-                        yield session
-                    except BaseException:
-                        with suppress(sa.exc.SQLAlchemyError):
-                            session.rollback()  # for the host's listeners
-                        raise
+                yield connection
             finally:
                 if not connection.invalidated:
                     driver.rollback()  # a COMMIT that failed leaves the transaction open, and closing too
@@ -69,9 +55,9 @@ class SQLite(Dialect):
                     if always_begun:
                         driver.autocommit = False
 
-    def lock(self, session: Session, ledger: sa.Table) -> None:
+    def lock(self, connection: sa.Connection, ledger: sa.Table) -> None:
         """Fulfil `Dialect.lock`: a reader that becomes a writer fails."""
-        session.connection().execute(sa.update(ledger).where(ledger.c.id == 0).values(actor=""))  # no such
+        connection.execute(sa.update(ledger).where(ledger.c.id == 0).values(actor=""))  # no such
 
     def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.ago`."""

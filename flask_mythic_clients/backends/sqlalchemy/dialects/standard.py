@@ -1,11 +1,11 @@
 """What most databases do, and what a dialect may say otherwise."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, timedelta
 from enum import Enum, auto
 from operator import attrgetter, methodcaller
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -18,6 +18,23 @@ from .turns import Turns
 # How long a row that another holds is waited for, in seconds; whoever waits longer gets a 503. Each who waits
 # holds a connection of the host's pool, which is everybody's.
 WAIT = 1
+ISOLATION = "READ COMMITTED"
+
+_T = TypeVar("_T")
+Stamp: TypeAlias = Callable[[sa.Connection, Mapping[str, Any]], Sequence[sa.Row[Any]]]
+"""Stamps records, named by these parameters, in a transaction."""
+
+
+@contextmanager
+def undone(transaction: Session | sa.Connection) -> Iterator[None]:
+    """Roll back whatever is raised."""
+    try:
+        yield
+    except BaseException:
+        # A COMMIT that failed may leave the transaction open; a connection that is gone has none.
+        with suppress(sa.exc.SQLAlchemyError):
+            transaction.rollback()
+        raise
 
 
 class Verdict(Enum):
@@ -69,36 +86,54 @@ class Dialect:
         self.sqlalchemys = sqlalchemys
         self.plans: WeakKeyDictionary[EntryRule, dict[Any, Any]] = WeakKeyDictionary()
         self.turns = Turns()
+        self._made: dict[Any, Any] = {}
         self.ledgers: dict[str, str] = {}
         """The names of the ledgers there, and of the tables whose clients they record."""
 
     @contextmanager
-    def transaction(
-        self, engine: sa.Engine, sessions: Sessions = plain, *, alone: bool = False
-    ) -> Iterator[Session]:
-        """Open a session at our isolation, whatever the host's default is; `alone` for a single statement.
+    def transaction(self, engine: sa.Engine, sessions: Sessions = plain) -> Iterator[Session]:
+        """Open a session at our isolation, whatever the host's default is.
 
         Whatever is raised rolls back.
         """
-        engine = engine.execution_options(isolation_level="AUTOCOMMIT" if alone else "READ COMMITTED")
-        with sessions(engine) as session:
-            try:
-                yield session
-            except BaseException:
-                # A COMMIT that failed may leave the transaction open; a connection that is gone has none.
-                with suppress(sa.exc.SQLAlchemyError):
-                    session.rollback()
-                raise
+        with self._connected(engine) as connection, sessions(connection) as session, undone(session):
+            yield session
 
-    def lock(self, session: Session, ledger: sa.Table) -> None:
+    @contextmanager
+    def statements(self, engine: sa.Engine, *, alone: bool = False) -> Iterator[sa.Connection]:
+        """Do the same without a session; `alone` for a single statement, a transaction by itself."""
+        with self._connected(engine, "AUTOCOMMIT" if alone else ISOLATION) as connection, undone(connection):
+            yield connection
+
+    @contextmanager
+    def _connected(self, engine: sa.Engine, isolation: Any = ISOLATION) -> Iterator[sa.Connection]:
+        with engine.connect() as connection:
+            yield connection.execution_options(isolation_level=isolation)
+
+    def lock(self, connection: sa.Connection, ledger: sa.Table) -> None:
         """Take what must be held before a row is read."""
 
-    def stamp(
-        self, session: Session, ledger: sa.Table, where: sa.ColumnElement[bool], column: str
-    ) -> list[sa.Row[Any]]:
-        """Lock the records, stamp them with the database's time, and return them as they are then."""
+    def once(self, name: Any, make: Callable[[], _T]) -> _T:
+        """Return what was made the first time: most statements cost more to make than to send."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: _T = self._made[name]
+        return made
+
+    def stamp(self, ledger: sa.Table, where: sa.ColumnElement[bool], column: str) -> Stamp:
+        """Make a step that locks records, stamps them with the time, and returns them as they are then."""
         update = sa.update(ledger).where(where, self.step_2).values({column: self.now}).returning(ledger)
-        return sorted(session.connection().execute(update), key=attrgetter("id"))
+
+        def step(connection: sa.Connection, parameters: Any) -> Sequence[sa.Row[Any]]:
+            return sorted(connection.execute(update, parameters), key=attrgetter("id"))
+
+        return step
+
+    def stamp_one(self, ledger: sa.Table, id: Any, where: sa.ColumnElement[bool]) -> Stamp:
+        """Make a step that stamps a record as settled which is not held, and returns the time; or no row."""
+        update = sa.update(ledger).where(ledger.c.id == id, where, self.step_2).values(settled_at=self.now)
+        stamped = update.returning(ledger.c.settled_at)
+        return lambda connection, parameters: connection.execute(stamped, parameters).all()
 
     def time_for(self, type_: Any) -> sa.ColumnElement[Any]:  # noqa: ARG002
         """Return the database's time as a column of the host's keeps it: in UTC, without a zone."""
@@ -121,7 +156,7 @@ class Dialect:
         """
         raise NotImplementedError
 
-    def finish(self, session: Session) -> None:
+    def finish(self, connection: sa.Connection) -> None:
         """Let the database do now what it would do only at the commit."""
 
     def same(self, column: sa.Column[Any], key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
