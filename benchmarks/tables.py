@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import redis
 import sqlalchemy as sa
 
+from .contestants.settings import ACTOR
+
 POPULATION = 10_000
-"""Clients that are there all the time, so that no index is a single page."""
+"""Clients that are there all the time, and old records: no index is a single page, no table seems empty."""
 _BATCH = 1000
 
 
@@ -24,9 +27,17 @@ class Tables:
         self._deletions = metadata.tables.get("client_deletions")
 
     def prepare(self) -> None:
-        """Make the tables, and the clients that are always there."""
+        """Make the tables, and what is always there."""
         self._metadata.create_all(self._engine)
         self._insert([f"always-{number}" for number in range(POPULATION)])
+        if self._deletions is not None:
+            old = datetime.now(UTC) - timedelta(days=1)
+            record = {"action": "hard", "actor": ACTOR, "kv_keys": [], "requested_at": old, "settled_at": old}
+            if "verified_at" in self._deletions.c:
+                record["verified_at"] = old
+            records = [{"client_id": f"once-{number}", **record} for number in range(POPULATION)]
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(self._deletions), records)
 
     def close(self) -> None:
         """Give the connections back."""

@@ -54,7 +54,8 @@ class KeyTemplates:
 
     def __call__(self, client: Client, /) -> Entries:
         """Fulfil `EntryRule`; a row that has `entry_values` knows the values."""
-        values = client.row.entry_values() if isinstance(client.row, EntryValues) else {}
+        # Not by `isinstance`, which looks a Protocol's methods up each time.
+        values = client.row.entry_values() if hasattr(client.row, "entry_values") else {}
         keys = (_fill(parts, client) for parts in self.parts)
         return {key: values.get(key) for key in keys if key is not None}
 

@@ -202,5 +202,20 @@ class ClientDirectory(Protocol):
         ...
 
 
+@runtime_checkable
+class QuickSteps(Protocol):
+    """Steps of which a repository takes several by one call, in fewer round trips."""
+
+    def record_and_settle(
+        self, change: Change, entries: EntryRule
+    ) -> AbstractContextManager[tuple[Recorded | None, Holding | None] | None]:
+        """Do what `record` does, `make_durable` where nothing was recorded, and then what `settle` does.
+
+        A hard delete that was recorded alone is not settled: its holding is None. Yields None where the
+        repository cannot; then nothing is held, and whatever was done `record` will find done.
+        """
+        ...
+
+
 class ClientRepository(DeletionSteps, DeletionLedger, ClientDirectory, Protocol):
     """The clients' rows and the ledger, in one database: one guarantee, so one plug-in."""

@@ -157,10 +157,12 @@ class Repair:
             if len(client_ids) == 1:
                 self._leave(client_ids, ForeignError.told(error))
                 return held, False
-        for client_id in client_ids:
-            of_one = [record for record in records if record.client_id == client_id]
-            of_one_held, _ = self._take(store, of_one, wait=wait)
-            held |= of_one_held
+        middle = client_ids[len(client_ids) // 2]
+        for half in (
+            [record for record in records if record.client_id < middle],
+            [record for record in records if record.client_id >= middle],
+        ):
+            held |= self._take(store, half, wait=wait)[0]
         return held, False
 
     def _leave(self, client_ids: Collection[str], error: BaseException) -> None:

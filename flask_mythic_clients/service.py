@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -34,7 +34,7 @@ from .model import (
     SoftDeleteEntries,
     check_client_id,
 )
-from .ports import ClientRepository, KeyValueStore, RememberingStore, Run
+from .ports import ClientRepository, KeyValueStore, QuickSteps, RememberingStore, Run
 from .repair import PageAfter, Repair, mark_name, pages
 
 logger = logging.getLogger(__package__)
@@ -65,6 +65,7 @@ class DeletionService:
         on_settled: Callable[[DeletionRecord], None] = lambda _: None,
     ) -> None:
         self._repository = repository
+        self._quick = repository if isinstance(repository, QuickSteps) else None
         self._kv = kv
         self._entries = entries
         self._kind = kind
@@ -167,23 +168,38 @@ class DeletionService:
 
     def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
         check_client_id(client_id)
-        recorded = self._record(action, client_id, actor)
-        if recorded is None:
-            self._repository.make_durable()
-        elif action is Action.HARD and recorded.alone and self._settle_alone(recorded.record):
+        change = Change(client_id, action, actor, only_if_inactive=self._guarded and action is Action.HARD)
+        with self._both_steps(change) as (recorded, holding):
+            if holding is not None:
+                self._bring_in_line(holding, self._kv, removals=holding.records)
+        if recorded is not None and holding is None and self._settle_alone(recorded.record):
             return
-        holding = self._settle([client_id])
+        if holding is None:
+            holding = self._settle([client_id])
+        else:
+            self._announce(holding)
         if recorded is None:
             self._explain(action, client_id, holding)
             if action is not Action.HARD and not holding.records:
                 self._write_again(client_id)
 
-    def _record(self, action: Action, client_id: str, actor: str) -> Recorded | None:
-        guarded = self._guarded and action is Action.HARD
-        if guarded and self._guard is HardDelete.DENY:
-            return None
-        change = Change(client_id, action, actor, only_if_inactive=guarded)
-        return self._repository.record(change, self._entries)
+    @contextmanager
+    def _both_steps(self, change: Change) -> Iterator[tuple[Recorded | None, Holding | None]]:
+        """Take step 1, and hold what is pending; nothing, where a removal was recorded alone."""
+        denied = self._guard is HardDelete.DENY and change.action is Action.HARD
+        if self._quick is not None and not denied:
+            with self._quick.record_and_settle(change, self._entries) as begun:
+                if begun is not None:
+                    yield begun
+                    return
+        recorded = None if denied else self._repository.record(change, self._entries)
+        if recorded is None:
+            self._repository.make_durable()
+        elif recorded.alone and change.action is Action.HARD:
+            yield recorded, None
+            return
+        with self._repository.settle([change.client_id]) as holding:
+            yield recorded, holding
 
     def _settle_alone(self, record: DeletionRecord) -> bool:
         """Remove what a hard delete names, and then ask whether it needed to be held; True if it did not.
@@ -225,9 +241,12 @@ class DeletionService:
     def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
         with self._repository.settle(client_ids, wait=wait) as holding:
             self._bring_in_line(holding, self._kv, removals=holding.records)
+        self._announce(holding)
+        return holding
+
+    def _announce(self, holding: Holding) -> None:
         for record in holding.records:
             self._on_settled(record)
-        return holding
 
     def _named(self, record: DeletionRecord) -> DeletionRecord:
         return replace(record, kind=self._kind)
@@ -333,7 +352,8 @@ class DeletionService:
             raise
         except Exception as error:  # the host's rule for entries failed: find out for whom, finish the others
             if len(client_ids) > 1:
-                return sum((self._take(step, [client_id]) for client_id in client_ids), _Swept())
+                half = len(client_ids) // 2
+                return self._take(step, client_ids[:half]) + self._take(step, client_ids[half:])
             return self._leave(client_ids, ForeignError.told(error))
 
     def _leave(self, client_ids: Collection[str], error: BaseException) -> "_Swept":

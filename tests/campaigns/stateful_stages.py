@@ -18,7 +18,7 @@ from flask_mythic_clients import KeyValueStoreError, RepositoryError
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
 from flask_mythic_clients.model import Action, DeletionRecord, Holding, Recorded
-from flask_mythic_clients.ports import ClientRepository, KeyValueStore
+from flask_mythic_clients.ports import ClientRepository, KeyValueStore, QuickSteps
 from tests.hosts import KeyValue, make_host
 
 IDS = ("ada", "bob", "cyd")
@@ -102,6 +102,24 @@ class FaultyRepository:
         changed = self._repository.record(*args)
         self._faults.meet(AFTER_RECORD)
         return changed
+
+    @contextmanager
+    def record_and_settle(self, *args: Any) -> Iterator[Any]:
+        """Fulfil `ports.QuickSteps.record_and_settle`, where the repository does."""
+        if not isinstance(self._repository, QuickSteps):
+            yield None
+            return
+        self._faults.meet(BEFORE_RECORD)
+        with self._repository.record_and_settle(*args) as begun:
+            if begun is not None:
+                self._faults.meet(AFTER_RECORD)
+            if begun is None or begun[1] is None:
+                yield begun
+                return
+            self._faults.meet(BEFORE_SETTLE)
+            yield begun
+            self._faults.meet(BEFORE_STAMP)
+        self._faults.meet(AFTER_STAMP)
 
     def settle(self, *args: Any, **options: Any) -> Any:
         """Fulfil `ports.DeletionSteps.settle`."""

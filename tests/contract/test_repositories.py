@@ -12,7 +12,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column
 
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
-from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository, Status
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository, Status, ledger
 from flask_mythic_clients.model import Action
 from flask_mythic_clients.ports import ClientRepository
 from flask_mythic_clients.testing import AddClient, ClientRepositoryContract, KeepRows, LetTimePass
@@ -49,6 +49,12 @@ class TestMemoryRepository(ClientRepositoryContract):
             repository.add(client_id, status=status, name=name)
 
         return add
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the contract's many records fill more than one."""
+    monkeypatch.setattr(ledger, "_PAGE", 100)
 
 
 @pytest.fixture(scope="class")

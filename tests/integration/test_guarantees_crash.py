@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from flask_mythic_clients import StoreError, client_hard_deleted, client_restored, client_soft_deleted
 from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
+from flask_mythic_clients.backends.sqlalchemy.dialects import direct
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue
 
@@ -52,14 +53,22 @@ def _in_step_1(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _after_step_1(_: Scene) -> Iterator[None]:
-    record = SQLAlchemyRepository.record
+    record, both = SQLAlchemyRepository.record, SQLAlchemyRepository.record_and_settle
 
     def die(*arguments: Any) -> None:
         assert record(*arguments)
         raise Crash
 
+    @contextmanager
+    def die_in_both(*arguments: Any) -> Iterator[Any]:
+        with both(*arguments) as begun:
+            if begun is not None:
+                raise Crash
+            yield begun
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SQLAlchemyRepository, "record", die)
+        patch.setattr(SQLAlchemyRepository, "record_and_settle", die_in_both)
         yield
 
 
@@ -111,11 +120,20 @@ def _dying_at_commit(scene: Scene, *, committed: bool) -> Iterator[None]:
             commit(connection)
         raise Crash
 
+    def send(way: Any, *statements: Any) -> Any:
+        """Be a statement that commits by itself."""
+        if scene.tap.calls == calls:
+            return send_directly(way, *statements)
+        if committed:
+            send_directly(way, *statements)
+        raise Crash
+
     calls = scene.tap.calls
     with scene.host.flask.app_context(), pytest.MonkeyPatch.context() as patch:
         dialect = scene.host.db.engine.dialect
-        commit = dialect.do_commit
+        commit, send_directly = dialect.do_commit, direct._Way.send
         patch.setattr(dialect, "do_commit", do_commit)
+        patch.setattr(direct._Way, "send", send)
         yield
 
 

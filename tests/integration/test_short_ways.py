@@ -11,13 +11,14 @@ import flask_mythic_clients
 from tests.hosts import KeyValue, mounting
 
 PACKAGE = f"{os.path.dirname(flask_mythic_clients.__file__)}{os.sep}"
-FRAMES = 54
-STEPS = 2
-# On MariaDB each statement passes through a listener, which sets how long it may wait.
-STATEMENTS = {"mariadb": 5}
+FRAMES = 60
+STEPS = 3  # whether both can be taken at once is the first
+# On MariaDB each statement passes through a listener, which sets how long it may wait. To psycopg they go
+# past SQLAlchemy, which has many more frames.
+STATEMENTS = {"mariadb": 4, "postgresql": 40}
 
 
-def test_a_hard_delete_goes_through_few_frames_and_looks_the_engine_up_once_a_step(
+def test_a_hard_delete_goes_through_few_frames_and_looks_the_engine_up_at_most_once_a_step(
     database_url: str, empty_kv: Callable[[str], KeyValue]
 ) -> None:
     called: list[str] = []
@@ -35,7 +36,7 @@ def test_a_hard_delete_goes_through_few_frames_and_looks_the_engine_up_once_a_st
 
     with mounting(database_url, empty_kv("either").store) as mount:
         host = mount(db=Host())
-        for id in ("the-first", "acme"):  # the first one is planned
+        for id in ("the-first", "the-second", "acme"):  # the first is planned, the second made ready
             host.add(id=id)
             called.clear()
             looked_up.clear()
@@ -44,4 +45,4 @@ def test_a_hard_delete_goes_through_few_frames_and_looks_the_engine_up_once_a_st
             sys.setprofile(None)
             assert answer.status_code == 200
         assert len(called) <= FRAMES + STATEMENTS.get(database_url.partition("+")[0], 0), called
-        assert len(looked_up) == STEPS
+        assert len(looked_up) <= STEPS

@@ -19,7 +19,7 @@ from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue, client_model, mounting
 
-from .scene import AWAY, BOUNDED, CONFIG, Scene, make_scene
+from .scene import AWAY, BOUNDED, CONFIG, OURS, Scene, Told, make_scene
 
 ACTION = {Action.SOFT: "UPDATE", Action.HARD: "DELETE"}
 
@@ -29,9 +29,9 @@ def open_scene(empty_kv: Callable[[str], KeyValue]) -> Callable[[str], Any]:
     """Client `acme` on a database; a first deletion has opened connections and filled caches."""
 
     @contextmanager
-    def open_on(url: str, **engine_options: Any) -> Iterator[Scene]:
+    def open_on(url: str, told: Told = OURS, **engine_options: Any) -> Iterator[Scene]:
         config = {**CONFIG, "SQLALCHEMY_ENGINE_OPTIONS": engine_options}
-        with make_scene(url, empty_kv("either"), config=config) as scene:
+        with make_scene(url, empty_kv("either"), told, config=config) as scene:
             for action in ACTION:
                 scene.add(f"first-{action}")
                 scene.act(action, f"first-{action}")
@@ -108,38 +108,92 @@ def test_postgresql_gets_one_statement_also_where_the_id_is_a_uuid(
     assert statements[0].startswith("WITH changed")
 
 
-@pytest.mark.parametrize("action", ACTION)
-def test_step_1_on_postgresql_is_one_round_trip_and_waits_for_the_disk(
-    empty_database: Callable[[str], str], open_scene: Any, action: Action, tmp_path: Path
+STEP_1, STAMP, ROW = "WITH changed AS", "UPDATE client_deletions SET settled_at", "SELECT .* FROM clients"
+BEGIN, NEXT = "BEGIN ISOLATION LEVEL READ COMMITTED", "COMMIT AND CHAIN"
+DURABLE, LEFT = "SELECT pg_logical_emit_message", "SELECT client_deletions.id FROM client_deletions"
+WRITTEN_AGAIN = [[BEGIN], [f"{ROW}.* FOR SHARE"], ["COMMIT"]]
+# Where no code of the host's sees the row, it is read with the rest; else the ORM loads it.
+TRIPS = {
+    "acme": [[BEGIN, STEP_1, NEXT, STAMP, ROW], ["COMMIT"]],
+    "acme?hard=true": [[STEP_1], [STAMP]],
+    "nobody?hard=true": [[STEP_1], [BEGIN, DURABLE, NEXT, STAMP, ROW, LEFT], ["COMMIT"]],
+    "deleted": [
+        [BEGIN, STEP_1, NEXT, STAMP, ROW],
+        ["ROLLBACK", BEGIN, DURABLE, NEXT, STAMP, ROW, LEFT],
+        ["COMMIT"],
+        *WRITTEN_AGAIN,
+    ],
+}
+TRIPS_OF_ORM = {
+    "acme": [[BEGIN, STEP_1, NEXT, STAMP], [ROW], ["COMMIT"]],
+    "acme?hard=true": [[STEP_1], [STAMP]],
+    "nobody?hard=true": [[STEP_1], [BEGIN, DURABLE, NEXT, STAMP, LEFT], [ROW], ["COMMIT"]],
+    "deleted": [
+        [BEGIN, STEP_1, NEXT, STAMP],
+        ["ROLLBACK", BEGIN, DURABLE, NEXT, STAMP, LEFT],
+        [ROW],
+        ["COMMIT"],
+        *WRITTEN_AGAIN,
+    ],
+}
+UNPREPARED = {"connect_args": {"prepare_threshold": None}}  # so that each statement's text is sent
+
+
+class WithoutValues(Told):
+    """A model that knows no values of its entries."""
+
+    def map(self, db: SQLAlchemy, table: str = "clients") -> Any:
+        columns = {name: sa.Column(sa.String(64)) for name in ("name", "publishable_key")}
+        columns["id"] = sa.Column(sa.String(64), primary_key=True)
+        columns["status"] = sa.Column(sa.Boolean, nullable=False, default=True)
+        return type("Client", (db.Model,), {"__tablename__": table, **columns})
+
+
+@pytest.mark.parametrize("path", TRIPS)
+@pytest.mark.parametrize(("told", "expected"), [(WithoutValues(), TRIPS), (OURS, TRIPS_OF_ORM)], ids=str)
+def test_psycopg_makes_few_round_trips(
+    empty_database: Callable[[str], str],
+    open_scene: Any,
+    told: Told,
+    expected: Any,
+    path: str,
+    tmp_path: Path,
 ) -> None:
-    with open_scene(empty_database("postgresql")) as scene:
-        trips = _round_trips(scene, action, tmp_path / "trace")
-    step_1, *step_2 = trips
-    assert step_1.startswith("WITH changed AS")
-    if action is Action.HARD:
-        assert [trip.split()[0] for trip in step_2] == ["UPDATE"]
-    else:
-        assert [trip.split()[0] for trip in step_2] == ["BEGIN", "UPDATE", "SELECT", "COMMIT"]
-        assert step_2[0] == "BEGIN ISOLATION LEVEL READ COMMITTED"
+    with open_scene(empty_database("postgresql"), told, **UNPREPARED) as scene:
+        scene.add("deleted")
+        scene.act(Action.SOFT, "deleted")
+        trips = _round_trips(scene, lambda: scene.host.delete(path), tmp_path / "trace")
+    assert list(map(len, trips)) == list(map(len, expected[path])), trips
+    for trip, patterns in zip(trips, expected[path], strict=True):
+        _matches(trip, patterns)
 
 
-def _round_trips(scene: Scene, action: Action, path: Path) -> list[str]:
-    """What libpq itself sent, one for each time it waited for the server."""
+def test_who_listens_to_sqlalchemy_hears_every_statement(
+    empty_database: Callable[[str], str], open_scene: Any, tmp_path: Path
+) -> None:
+    """As OpenTelemetry's instrumentation does, which begins after the engine was made."""
+    with open_scene(empty_database("postgresql"), **UNPREPARED) as scene, sent(scene) as log:
+        trips = _round_trips(scene, lambda: scene.host.delete("acme"), tmp_path / "trace")
+    assert [len(trip) for trip in trips] == [1] * 5
+    heard = [line.split()[0] for line in log if line not in ("COMMIT", "KV")]
+    assert heard == [trip.split()[0] for (trip,) in trips if trip not in (BEGIN, "COMMIT")]
+
+
+def _round_trips(scene: Scene, act: Callable[[], object], path: Path) -> list[list[str]]:
+    """What libpq itself sent, a list for each time that it waited for the server."""
     with scene.host.flask.app_context(), path.open("w") as trace:
         with scene.host.db.engine.connect() as connection:
             pgconn = connection.connection.dbapi_connection.pgconn
         pgconn.trace(trace.fileno())  # the pool gives out the connection it got back last
-        scene.act(action)
+        act()
         pgconn.untrace()
-    trips, text = [], ""
-    for line in path.read_text().splitlines():
-        # A prepared statement is named in quotes too, but not in capitals.
-        if found := re.search(r'\t(?:Parse|Query)\t.*?"([A-Z]{3,} [^"]*|COMMIT)', line):
-            text = found[1]
-        if "\tReadyForQuery" in line:
-            trips.append(text)
-            text = "?"
-    return trips
+    trips: list[list[str]] = [[]]
+    for message in re.split(r"\n(?=\d{4}-)", path.read_text()):
+        if found := re.search(r'\t(?:Parse|Query)\t.*?"([A-Z]{3,}[^"]*)"', message, re.S):
+            trips[-1].append(" ".join(found[1].split()))
+        if "\tReadyForQuery" in message:
+            trips.append([])
+    return [trip for trip in trips if trip]
 
 
 # That of a hard delete is a lone statement, which sets it for itself.

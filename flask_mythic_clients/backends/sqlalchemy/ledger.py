@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from hashlib import sha256
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ from ...errors import ConfigurationError, RepositoryError
 from ...model import OVERDUE, Action, Backlog, DeletionRecord
 from .dialects import Dialect, Stamp
 
-_PAGE = 100
+_PAGE = 500
 _SAID = 255  # characters of what went wrong that are kept
 
 LEDGER = "client_deletions"
@@ -100,6 +101,16 @@ class Ledger:
             stamp = dialect.once((self, "settle"), lambda: self._stamp(dialect, pending, "settled_at"))
             return stamp(connection, of_clients)
         return self._stamp_free(connection, dialect, pending, of_clients, "settled_at", lambda _: ())
+
+    def settling(self, dialect: Dialect) -> tuple[sa.UpdateBase, sa.Select[Any]]:
+        """Return the statement that stamps one client's pending records, and one that finds one left."""
+        c = self.table.c
+        pending = (c.client_id == sa.bindparam("of_client_id")) & c.settled_at.is_(None)
+        return dialect.stamping(self.table, pending, "settled_at"), sa.select(c.id).where(pending).limit(1)
+
+    def records(self, dialect: Dialect, rows: Iterable[Any]) -> list[DeletionRecord]:
+        """Return stamped rows as records, in their order."""
+        return _records(dialect, sorted(rows, key=attrgetter("id")))
 
     def settle_alone(
         self, connection: sa.Connection, dialect: Dialect, record: DeletionRecord

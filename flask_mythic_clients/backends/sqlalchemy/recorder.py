@@ -4,7 +4,7 @@ Planned once for an engine, a rule and an action, then taken. Where SQL can buil
 host's has to run in Python: one statement where the database can, two elsewhere. Otherwise the unit of work.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from inspect import iscoroutinefunction, signature
 from typing import Any, Literal, Protocol, TypeAlias
@@ -21,6 +21,7 @@ from .cascades import Cascades
 from .dialects import Dialect
 from .rows import ClientRows
 from .sessions import Sessions, listens
+from .transactions import UndecidedError
 
 _COUNTED = {"preserve_rowcount": True}
 # A parameter must not be named like a column that is written.
@@ -48,14 +49,6 @@ def check_hook(before: Any) -> Hook | None:
         )
     hook: Hook = before
     return hook
-
-
-class UndecidedError(Exception):
-    """A statement cannot tell what happened, and has changed nothing: the unit of work can."""
-
-    def __init__(self, *, for_good: bool = False) -> None:
-        super().__init__()
-        self.for_good = for_good
 
 
 class KeptError(Exception):
@@ -131,7 +124,7 @@ class Recorder:
             or not all(rows.is_plain(name, dialect) for name in ("id", *entries.columns))
         ):
             return self._unit_of_work(dialect)
-        statements = _OneStatement if dialect.one_statement else _TwoStatements
+        statements = OneStatement if dialect.one_statement else _TwoStatements
         return statements(rows, self._ledger, dialect, change, entries, self._cascades_in(dialect))
 
     def _unit_of_work(self, dialect: Dialect) -> Plan:
@@ -142,7 +135,7 @@ class Recorder:
         return self._cascades.get(dialect) or self._cascades.setdefault(dialect, self._make_cascades())
 
 
-class _OneStatement:
+class OneStatement:
     """WITH changed AS (DELETE … or UPDATE …), recorded AS (INSERT … FROM changed) SELECT …, all in one.
 
     It cannot look at what comes of it. So it is left for good where a trigger or a rule of the host's would
@@ -162,7 +155,8 @@ class _OneStatement:
     ) -> None:
         table, action = rows.id.table, change.action
         columns = [rows.column(name) for name in dict.fromkeys(["id", *templates.columns])]
-        applies = rows.applies(sa.bindparam(_KEY, type_=rows.key_type), change, dialect)
+        key = sa.bindparam(_KEY, type_=rows.key_type)
+        applies = rows.applies(key, change, dialect)
         changed = (
             _dml(rows, action, dialect).where(applies, dialect.step_1).returning(*columns).cte("changed")
         )
@@ -179,14 +173,20 @@ class _OneStatement:
         alone = ~_others(ledger, sa.bindparam(_CLIENT_ID, type_=sa.String))
         # Each by itself, for the others are told also where nothing was recorded.
         told = [sa.select(column).scalar_subquery().label(column.name) for column in _inserted(recorded)]
-        self._statement = sa.select(*told, seen.label("seen"), failing.label("failing"), alone.label("alone"))
+        self.statement = sa.select(*told, seen.label("seen"), failing.label("failing"), alone.label("alone"))
         self._dialect = dialect
         self._fits = sa.select(dialect.is_table(table) & ~dialect.watched(event, table, ledger))
-        self._cascades = cascades
+        self._reaches_clients = cascades.lead_to_clients if action is Action.HARD else lambda _: False
+        self.row = (
+            None if hasattr(rows.model, "entry_values") else rows.columns(key, templates.columns, dialect)
+        )
+        """What the rule for entries needs of a row, where nothing of the host's sees it."""
         self._asked = False
 
     def begin(self, engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
         """Fulfil `Plan.begin`."""
+        if self._asked:
+            return self._dialect.alone(engine)
         return self._dialect.statements(engine, alone=True)
 
     def take(
@@ -197,16 +197,31 @@ class _OneStatement:
         entries: EntryRule,  # noqa: ARG002
     ) -> Recorded | None:
         """Fulfil `Plan.take`."""
-        if not self._asked:
-            hard = change.action is Action.HARD
-            if not transaction.scalar(self._fits) or (hard and self._cascades.lead_to_clients(transaction)):
-                raise UndecidedError(for_good=True)
-            self._asked = True
-        parameters = {_KEY: key, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
+        self.ask(transaction)
+        given = self.given(key, change)
         try:
-            row = transaction.execute(self._statement, parameters).one()
+            return self.told(transaction.execute(self.statement, given).one(), change)
         except (sa.exc.NotSupportedError, sa.exc.DataError) as error:  # a rule in the way, or divided by zero
             raise UndecidedError(for_good=True) from error
+
+    def is_direct(self, engine: sa.Engine) -> bool:
+        """Whether it can be sent past SQLAlchemy, for now."""
+        return self._dialect.is_direct(engine) and bool(self._dialect.ready(self.statement).is_ready)
+
+    def ask(self, connection: sa.Connection) -> None:
+        """Raise UndecidedError where it does not fit; the database is asked once."""
+        if self._asked:
+            return
+        if not connection.scalar(self._fits) or self._reaches_clients(connection):
+            raise UndecidedError(for_good=True)
+        self._asked = True
+
+    def given(self, key: Any, change: Change) -> Mapping[str, Any]:
+        """Return the parameters of the statement."""
+        return {_KEY: key, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
+
+    def told(self, row: Any, change: Change) -> Recorded | None:
+        """Tell what the statement did by the row that it gave."""
         if row.id is not None:
             return Recorded(_record(row, change, self._dialect.aware), row.alone)
         if row.seen:

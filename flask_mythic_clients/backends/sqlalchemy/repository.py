@@ -1,7 +1,7 @@
 """The repository: the port, each method one step in a transaction."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal
@@ -15,17 +15,17 @@ from ...entries import EntryRule
 from ...errors import BusyError, ChangeRefusedError, ConfigurationError, StoreError
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview, Recorded
 from .cascades import Cascades
-from .dialects import Dialect, Verdict, dialect_of
+from .dialects import BEGIN, COMMIT_AND_BEGIN, ROLLBACK, Dialect, Rows, Verdict, dialect_of, pipelined
 from .engines import Database, address, engines_of
 from .ledger import LEDGER, Ledger, ledger_table, shared
 from .mixin import ClientMixin
 from .preview import preview
-from .recorder import Hook, KeptError, Recorder, TakenAlongError, UndecidedError, check_hook
+from .recorder import Hook, KeptError, OneStatement, Recorder, TakenAlongError, check_hook
 from .refusals import holding_back, refusal, taken_along, touched_by_the_orm
 from .rows import ClientRows
-from .sessions import HostSession, sessions_of
+from .sessions import HostSession, plain, sessions_of
 from .status import Status
-from .transactions import RefusedError, Transactions
+from .transactions import RefusedError, Transactions, UndecidedError
 
 # Those alive: clients of one kind may go along with another's.
 _REPOSITORIES: "WeakSet[SQLAlchemyRepository]" = WeakSet()
@@ -104,6 +104,22 @@ class SQLAlchemyRepository:
         except TakenAlongError as taken:
             raise taken_along(change.client_id, taken.clients) from None
 
+    @contextmanager
+    def record_and_settle(
+        self, change: Change, entries: EntryRule
+    ) -> Iterator[tuple[Recorded | None, Holding | None] | None]:
+        """Fulfil `ports.QuickSteps.record_and_settle`."""
+        transactions = self._transactions()
+        dialect = transactions.dialect
+        key = self._rows.key_of(change.client_id, dialect)
+        plan = self._recorder.plan(dialect, change, entries)
+        if key is not None and isinstance(plan, OneStatement) and plan.is_direct(transactions.engine):
+            begin = partial(self._both_steps, plan=plan, key=key, change=change)
+            with transactions.at_once(begin, change.client_id) as begun:
+                yield begun
+        else:
+            yield None
+
     def make_durable(self) -> None:
         """Fulfil `ports.DeletionSteps.make_durable`."""
         transactions = self._transactions()
@@ -120,7 +136,7 @@ class SQLAlchemyRepository:
         """Fulfil `ports.DeletionSteps.settle_alone`."""
         transactions = self._transactions()
         stamp = partial(self._ledger.settle_alone, record=record)
-        return transactions.ask(stamp, alone=transactions.dialect.one_statement)
+        return transactions.ask(stamp, alone=True)
 
     def verify(
         self, client_ids: Collection[str], *, settled_for: timedelta, wait: bool = True
@@ -231,15 +247,59 @@ class SQLAlchemyRepository:
         lock: Literal["share"] | None,
     ) -> Holding:
         """Stamp, then read the clients named, or else those whose records are held."""
-        records = stamp(
-            session.connection(), dialect
-        )  # first, for it waits: what is read after that is of now
+        # First, for it waits: what is read after that is of now.
+        records = stamp(session.connection(), dialect)
         if client_ids is None:
             client_ids = {record.client_id for record in records}
         clients = self._rows.read(session, client_ids, dialect, lock)
         if lock is not None and records and self._unlocked(session, dialect, client_ids, clients):
             raise BusyError  # a policy lets nobody lock it, so its records are not to be stamped
         return Holding(tuple(records), clients)
+
+    @contextmanager
+    def _both_steps(
+        self, engine: sa.Engine, dialect: Dialect, *, plan: OneStatement, key: Any, change: Change
+    ) -> Iterator[tuple[sa.Connection, tuple[Recorded | None, Holding | None]]]:
+        """Take step 1, and begin step 2 where it is needed, in one or two round trips."""
+        ready, no_parameters = dialect.ready, dict[str, Any]()
+        of_client = {"of_client_id": change.client_id}
+        stamp, left = dialect.once((self, "settling"), lambda: self._ledger.settling(dialect))
+        step_1 = (ready(plan.statement), plan.given(key, change))
+        step_2 = [(ready(stamp), of_client)]
+        if plan.row is not None:
+            step_2.append((ready(plan.row), {"of_key": key}))
+        with pipelined(engine) as (connection, send):
+            plan.ask(connection)
+            begun: list[Rows] = []
+            if change.action is Action.HARD:
+                (told,) = send(step_1)
+            else:
+                told, *begun = send(BEGIN, step_1, COMMIT_AND_BEGIN, *step_2)
+            recorded = plan.told(told.one(), change)
+            missed: Any = recorded is not None  # nothing to stamp: another was first
+            if recorded is None:
+                first = [ROLLBACK] if begun else []
+                durable = ready(dialect.durable), no_parameters
+                _, *begun, missed = send(
+                    *first, BEGIN, durable, COMMIT_AND_BEGIN, *step_2, (ready(left), of_client)
+                )
+            elif recorded.alone and change.action is Action.HARD:
+                yield connection, (recorded, None)
+                return
+            elif not begun:
+                begun = send(BEGIN, *step_2)
+            stamped, *found = begun
+            records = self._ledger.records(dialect, stamped)
+            if missed and not records:
+                records = self._ledger.settle(connection, dialect, [change.client_id], wait=True)
+                found = send(*step_2[1:])
+            if plan.row is not None:
+                clients = {client.id: client for client in map(self._rows.client, found[0])}
+                yield connection, (recorded, Holding(tuple(records), clients))
+                return
+            with plain(connection) as session:
+                clients = self._rows.read(session, [change.client_id], dialect)
+                yield connection, (recorded, Holding(tuple(records), clients))
 
     def _hold_rows(
         self,

@@ -139,6 +139,12 @@ class ClientRows:
                 found[client.id] = client
         return found
 
+    def columns(self, key: Any, names: Collection[str], dialect: Dialect) -> sa.Select[Any]:
+        """Return a query for what a client is made of, and these columns: `client` takes its rows."""
+        wanted = dict.fromkeys([self._id, self.status.name, *names])
+        columns = [self.mapper.columns[name].label(name) for name in wanted]
+        return sa.select(*columns).where(dialect.same(self.id, key))
+
     def page(self, session: Session, _: Dialect, after: Client | None) -> list[Client]:
         """Return the next clients in the order of their ids; none after the last."""
         hidden = session.dispatch.do_orm_execute

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import sqlalchemy as sa
@@ -18,6 +17,14 @@ _T = TypeVar("_T")
 Begin: TypeAlias = Callable[[sa.Engine], AbstractContextManager[Any]]
 """Opens a session, or a connection, in a transaction of our own."""
 _REFUSALS = {Verdict.CONSTRAINT, Verdict.REFUSED, Verdict.MAPPING}
+
+
+class UndecidedError(Exception):
+    """A statement cannot tell what happened, and has changed nothing: the unit of work can."""
+
+    def __init__(self, *, for_good: bool = False) -> None:
+        super().__init__()
+        self.for_good = for_good
 
 
 class RefusedError(Exception):
@@ -46,8 +53,8 @@ class Transactions:
         return self._ended(self.dialect.transaction, query)
 
     def ask(self, query: Callable[[sa.Connection, Dialect], _T], *, alone: bool = False) -> _T:
-        """Do the same without a session; `alone` for a single statement, a transaction by itself."""
-        return self._ended(partial(self.dialect.statements, alone=alone), query)
+        """Do the same without a session; `alone` for a single statement that is sent often."""
+        return self._ended(self.dialect.alone if alone else self.dialect.statements, query)
 
     def write(self, step: Callable[[Any], _T], client_id: str, begin: Begin) -> _T:
         """Take the step in a transaction, and commit.
@@ -69,7 +76,11 @@ class Transactions:
                     self._failed(tries, error)
 
     @contextmanager
-    def hold(self, step: Callable[[Session, Dialect], _T], client_ids: Collection[str]) -> Iterator[_T]:
+    def hold(
+        self,
+        step: Callable[[Session, Dialect], _T],
+        client_ids: Collection[str],
+    ) -> Iterator[_T]:
         """Take the step and leave its transaction open for the block; commit at its end."""
         tries, dialect = _Tries(), self.dialect
         with ExitStack() as stack:
@@ -87,10 +98,39 @@ class Transactions:
                 except sa.exc.SQLAlchemyError as error:
                     self._failed(tries, error)
             yield held  # what the caller raises is the caller's
+            self._commit(session)
+
+    @contextmanager
+    def at_once(
+        self,
+        begin: Callable[[sa.Engine, Dialect], AbstractContextManager[tuple[sa.Connection, _T]]],
+        client_id: str,
+    ) -> Iterator[_T | None]:
+        """Do what `write` and `hold` do, by one call, and leave the transaction open for the block.
+
+        Yields None where that does not go well: the two find out why. It may have been committed until there.
+        """
+        with ExitStack() as stack:
+            self.dialect.turns.take(client_id, stack)
+            held: _T | None = None
             try:
-                session.commit()
+                connection, held = stack.enter_context(begin(self.engine, self.dialect))
             except sa.exc.SQLAlchemyError as error:
-                raise self._translated(error) from self._told(error)
+                if self.dialect.verdict(error) is Verdict.BUSY:  # they would wait as long again
+                    raise self._translated(error) from self._told(error)
+            except UndecidedError:
+                pass
+            if held is None:
+                stack.close()
+            yield held
+            if held is not None:
+                self._commit(connection)
+
+    def _commit(self, transaction: Session | sa.Connection) -> None:
+        try:
+            transaction.commit()
+        except sa.exc.SQLAlchemyError as error:
+            raise self._translated(error) from self._told(error)
 
     def _ended(self, begin: Begin, query: Callable[[Any, Dialect], _T]) -> _T:
         tries = _Tries()

@@ -6,13 +6,24 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 
 from ....errors import ConfigurationError
+from .direct import BEGIN, COMMIT_AND_BEGIN, ROLLBACK, Rows, pipelined
 from .mariadb import MariaDB
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 from .standard import Dialect, Stamp, Verdict
 from .turns import Turns
 
-__all__ = ["Dialect", "Stamp", "Verdict", "dialect_of"]
+__all__ = [
+    "BEGIN",
+    "COMMIT_AND_BEGIN",
+    "ROLLBACK",
+    "Dialect",
+    "Rows",
+    "Stamp",
+    "Verdict",
+    "dialect_of",
+    "pipelined",
+]
 
 _DIALECTS: dict[str, type[Dialect]] = {
     "sqlite": SQLite,

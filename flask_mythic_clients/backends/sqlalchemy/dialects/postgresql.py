@@ -1,11 +1,13 @@
 """PostgreSQL: step 1 in one statement, and settings that travel with a statement."""
 
+from contextlib import AbstractContextManager
 from datetime import UTC, timedelta
 from operator import methodcaller
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
+from .direct import Ready, direct, is_unheard
 from .standard import WAIT, Dialect, Verdict
 
 
@@ -72,6 +74,18 @@ class PostgreSQL(Dialect):
         # No privilege, or a policy; a rule.
         **dict.fromkeys(("42501", "0A"), Verdict.REFUSED),
     }
+
+    def is_direct(self, engine: sa.Engine) -> bool:
+        """Fulfil `Dialect.is_direct`."""
+        return is_unheard(engine)
+
+    def alone(self, engine: sa.Engine) -> AbstractContextManager[Any]:
+        """Fulfil `Dialect.alone`."""
+        return direct(engine, self.ready) if self.is_direct(engine) else super().alone(engine)
+
+    def ready(self, statement: Any) -> Ready:
+        """Fulfil `Dialect.ready`."""
+        return self.once(("ready", statement), lambda: Ready(statement, self.sqlalchemys))
 
     def time_for(self, type_: Any) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.time_for`: it has columns that know their zone."""

@@ -1,7 +1,7 @@
 """What most databases do, and what a dialect may say otherwise."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, timedelta
 from enum import Enum, auto
 from operator import attrgetter, methodcaller
@@ -105,6 +105,10 @@ class Dialect:
         with self._connected(engine, "AUTOCOMMIT" if alone else ISOLATION) as connection, undone(connection):
             yield connection
 
+    def alone(self, engine: sa.Engine) -> AbstractContextManager[Any]:
+        """Open a connection, or what stands for one, for single statements that are sent often."""
+        return self.statements(engine, alone=self.one_statement)
+
     @contextmanager
     def _connected(self, engine: sa.Engine, isolation: Any = ISOLATION) -> Iterator[sa.Connection]:
         with engine.connect() as connection:
@@ -120,9 +124,21 @@ class Dialect:
         made: _T = self._made[name]
         return made
 
+    def stamping(self, ledger: sa.Table, where: sa.ColumnElement[bool], column: str) -> Any:
+        """Return the statement that does it, where there is one."""
+        return sa.update(ledger).where(where, self.step_2).values({column: self.now}).returning(ledger)
+
+    def ready(self, statement: Any) -> Any:
+        """Return a statement that is sent often as the driver takes it; asked where `is_direct`."""
+        raise NotImplementedError
+
+    def is_direct(self, engine: sa.Engine) -> bool:  # noqa: ARG002
+        """Whether an engine's driver may be used past SQLAlchemy, for now."""
+        return False
+
     def stamp(self, ledger: sa.Table, where: sa.ColumnElement[bool], column: str) -> Stamp:
         """Make a step that locks records, stamps them with the time, and returns them as they are then."""
-        update = sa.update(ledger).where(where, self.step_2).values({column: self.now}).returning(ledger)
+        update = self.stamping(ledger, where, column)
 
         def step(connection: sa.Connection, parameters: Any) -> Sequence[sa.Row[Any]]:
             return sorted(connection.execute(update, parameters), key=attrgetter("id"))

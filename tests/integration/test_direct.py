@@ -1,0 +1,119 @@
+"""What goes to psycopg past SQLAlchemy is as safe as what goes through it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from flask_mythic_clients.backends.sqlalchemy import repository
+from flask_mythic_clients.model import Action
+from tests.hosts import KeyValue
+
+from .scene import AWAY, CONFIG, Scene, make_scene
+
+
+@pytest.fixture
+def open_scene(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
+) -> Callable[..., Any]:
+    """Client `acme`, and one connection; a first deletion of each kind has shown that the direct way fits."""
+
+    @contextmanager
+    def open_with(**options: Any) -> Iterator[Scene]:
+        config = {**CONFIG, "SQLALCHEMY_ENGINE_OPTIONS": {"pool_size": 1, "max_overflow": 0, **options}}
+        with make_scene(empty_database("postgresql"), empty_kv("either"), config=config) as scene:
+            for action in (Action.SOFT, Action.HARD):
+                scene.add(f"first-{action}")
+                scene.act(action, f"first-{action}")
+            scene.add()
+            yield scene
+
+    return open_with
+
+
+@contextmanager
+def _driver(scene: Scene) -> Iterator[Any]:
+    with scene.host.flask.app_context(), scene.host.db.engine.connect() as connection:
+        yield connection.connection.driver_connection
+
+
+def _between_trips(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Act once, before what is sent second."""
+    acts = iter([lambda: None, act])
+
+    @contextmanager
+    def pipelined(engine: sa.Engine, original: Any = repository.pipelined) -> Iterator[Any]:
+        with original(engine) as (connection, send):
+
+            def sending(*statements: Any) -> Any:
+                next(acts, lambda: None)()
+                return send(*statements)
+
+            yield connection, sending
+
+    monkeypatch.setattr(repository, "pipelined", pipelined)
+
+
+@pytest.mark.parametrize("level", ["AUTOCOMMIT", "SERIALIZABLE", "READ COMMITTED"])
+@pytest.mark.parametrize("path", ["acme", "acme?hard=true", "nobody", "nobody?hard=true"])
+@pytest.mark.parametrize("away", [False, True])
+def test_the_pool_gets_its_connection_back_as_it_was(
+    open_scene: Callable[..., Any], level: str, path: str, away: bool
+) -> None:
+    with open_scene(isolation_level=level) as scene:
+        with _driver(scene) as driver:
+            before = (driver.autocommit, driver.isolation_level, driver.info.backend_pid)
+        if away:
+            scene.tap.store = AWAY
+        assert scene.host.delete(path).status_code == (404 if "nobody" in path else 503 if away else 200)
+        with _driver(scene) as driver:
+            assert (driver.autocommit, driver.isolation_level, driver.info.backend_pid) == before
+            assert driver.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+def test_an_error_of_the_driver_that_the_hosts_code_raises_is_the_hosts(
+    open_scene: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_scene() as scene:
+
+        def entry_values(row: Any) -> dict[str, str]:
+            raise psycopg.OperationalError("a database of the host's own")
+
+        monkeypatch.setattr(scene.host.model, "entry_values", entry_values)
+        with (
+            scene.host.flask.app_context(),
+            pytest.raises(psycopg.OperationalError, match="of the host's own"),
+        ):
+            scene.host.clients.service.soft_delete("acme", actor="tests")
+        monkeypatch.undo()
+        assert scene.reconcile().settled == 1  # it was recorded, and is finished
+
+
+def test_a_removal_that_a_reconcile_has_settled_meanwhile_is_a_success(
+    open_scene: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_scene(pool_size=2) as scene:
+        scene.tap.store, store = AWAY, scene.tap.store
+        assert scene.host.delete("acme").status_code == 503  # so that the removal is not alone
+        scene.tap.store = store
+        _between_trips(monkeypatch, scene.reconcile)
+        assert scene.host.delete("acme?hard=true").status_code == 200
+        assert [record.settled_at is not None for record in scene.host.records("acme")] == [True, True]
+
+
+def test_a_connection_that_breaks_between_two_trips_is_no_failure(
+    open_scene: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_scene(pool_size=2) as scene:
+
+        def cut() -> None:
+            ours = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            with scene.engine.connect() as connection:
+                connection.execute(sa.text(f"{ours} AND datname = current_database()"))
+
+        _between_trips(monkeypatch, cut)
+        assert scene.host.delete("nobody").status_code == 404
+        assert scene.host.delete("acme").status_code == 200
