@@ -7,10 +7,11 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
 
 from flask_mythic_clients.backends.sqlalchemy import repository
 from flask_mythic_clients.model import Action
-from tests.hosts import KeyValue
+from tests.hosts import KeyValue, mounting
 
 from .scene import AWAY, CONFIG, Scene, make_scene
 
@@ -117,3 +118,19 @@ def test_a_connection_that_breaks_between_two_trips_is_no_failure(
         _between_trips(monkeypatch, cut)
         assert scene.host.delete("nobody").status_code == 404
         assert scene.host.delete("acme").status_code == 200
+
+
+def test_a_model_whose_attributes_have_no_plain_names_is_read_as_it_is(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
+) -> None:
+    db, store = SQLAlchemy(), empty_kv("memory").raw
+    columns = {"id": sa.Column(sa.String(64), primary_key=True), "_slug": sa.Column("slug", sa.String(64))}
+    columns["_active"] = sa.Column("class", sa.Boolean, nullable=False, default=True)
+    model = type("Client", (db.Model,), {"__tablename__": "clients", **columns})
+    config = {"MYTHIC_CLIENTS_KV_KEYS": ["client:{id}", "slug:{_slug}"]}
+    with mounting(empty_database("postgresql"), store) as mount:
+        host = mount(db=db, model=model, columns={"status": "_active"}, config=config)
+        host.add(id="acme", _slug="a-slug")
+        for path in ("acme", "acme", "acme?hard=true"):
+            assert host.delete(path).status_code == 200
+        assert [record.kv_keys for record in host.records("acme")] == [("client:acme", "slug:a-slug")] * 2

@@ -42,7 +42,7 @@ def open_scene(empty_kv: Callable[[str], KeyValue]) -> Callable[[str], Any]:
 
 
 @contextmanager
-def sent(scene: Scene) -> Iterator[list[str]]:
+def _sent(scene: Scene, all_engines: bool = False) -> Iterator[list[str]]:
     """List the statements and commits of the engine, with the KV call between them."""
     log: list[str] = []
 
@@ -50,7 +50,7 @@ def sent(scene: Scene) -> Iterator[list[str]]:
         log.append(" ".join(text.split()))
 
     with scene.host.flask.app_context():
-        engine = scene.host.db.engine
+        engine = sa.Engine if all_engines else scene.host.db.engine
     hooks = {
         "before_cursor_execute": statement,
         "commit": lambda _: log.append("COMMIT"),
@@ -74,7 +74,7 @@ def _matches(log: list[str], patterns: list[str]) -> None:
 def test_postgresql_gets_one_statement_then_one_update_and_one_read_where_it_writes(
     empty_database: Callable[[str], str], open_scene: Any, action: Action
 ) -> None:
-    with open_scene(empty_database("postgresql")) as scene, sent(scene) as log:
+    with open_scene(empty_database("postgresql")) as scene, _sent(scene) as log:
         scene.act(action)
     changed = rf"WITH changed AS \({ACTION[action]} .* RETURNING .*\), "
     changed += r"recorded AS \(INSERT INTO client_deletions .* RETURNING .*\) SELECT \(SELECT recorded.id"
@@ -168,11 +168,13 @@ def test_psycopg_makes_few_round_trips(
         _matches(trip, patterns)
 
 
+@pytest.mark.parametrize("to", ["the engine", "all engines"])
 def test_who_listens_to_sqlalchemy_hears_every_statement(
-    empty_database: Callable[[str], str], open_scene: Any, tmp_path: Path
+    empty_database: Callable[[str], str], open_scene: Any, tmp_path: Path, to: str
 ) -> None:
-    """As OpenTelemetry's instrumentation does, which begins after the engine was made."""
-    with open_scene(empty_database("postgresql"), **UNPREPARED) as scene, sent(scene) as log:
+    """As OpenTelemetry's instrumentation does, which begins after the engine was made, and Sentry's."""
+    url = empty_database("postgresql")
+    with open_scene(url, **UNPREPARED) as scene, _sent(scene, to == "all engines") as log:
         trips = _round_trips(scene, lambda: scene.host.delete("acme"), tmp_path / "trace")
     assert [len(trip) for trip in trips] == [1] * 5
     heard = [line.split()[0] for line in log if line not in ("COMMIT", "KV")]
@@ -264,7 +266,7 @@ def _asked_at_commit(scene: Scene, action: Action, question: str) -> list[Any]:
 def test_mariadb_gets_few_statements_for_each_step_and_each_is_bounded(
     database_by: Callable[[str], str], open_scene: Any, action: Action, driver: str
 ) -> None:
-    with open_scene(database_by(driver)) as scene, sent(scene) as log:
+    with open_scene(database_by(driver)) as scene, _sent(scene) as log:
         scene.act(action)
     begin = ["SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"]
     change = {"UPDATE": "UPDATE clients SET status", "DELETE": "DELETE FROM clients"}[ACTION[action]]
@@ -291,7 +293,7 @@ def test_mariadb_gets_few_statements_for_each_step_and_each_is_bounded(
 def test_sqlite_writes_first_in_each_step(
     empty_database: Callable[[str], str], open_scene: Any, action: Action
 ) -> None:
-    with open_scene(empty_database("sqlite")) as scene, sent(scene) as log:
+    with open_scene(empty_database("sqlite")) as scene, _sent(scene) as log:
         scene.act(action)
     change = {"UPDATE": "UPDATE clients SET status", "DELETE": "DELETE FROM clients"}[ACTION[action]]
     insert = "INSERT INTO client_deletions .* SELECT .* FROM clients"
@@ -312,7 +314,7 @@ def test_reconcile_first_takes_what_nobody_holds(
         scene.tap.store, store = AWAY, scene.tap.store
         assert scene.host.delete("acme").status_code == 503
         scene.tap.store = store
-        with sent(scene) as log:
+        with _sent(scene) as log:
             assert scene.reconcile().settled == 1
     begin = {
         "postgresql": [],
@@ -336,7 +338,7 @@ def test_reconcile_first_takes_what_nobody_holds(
 
 
 def test_the_clients_are_read_page_by_page(empty_database: Callable[[str], str], open_scene: Any) -> None:
-    with open_scene(empty_database("postgresql")) as scene, sent(scene) as log:
+    with open_scene(empty_database("postgresql")) as scene, _sent(scene) as log:
         repository = SQLAlchemyRepository(scene.host.db, scene.host.model)
         with scene.host.flask.app_context():
             assert len(list(repository.clients())) == 2

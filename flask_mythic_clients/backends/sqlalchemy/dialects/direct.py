@@ -4,10 +4,10 @@ For hosts of whom nobody listens to what SQLAlchemy sends; the others go the gen
 """
 
 import logging
-from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
+from types import SimpleNamespace
 from typing import Any, Self, TypeAlias
 
 import sqlalchemy as sa
@@ -68,7 +68,7 @@ class Ready:
             {name: bind.effective_value for name, bind in binds.items() if not bind.required}
         )
         self._columns = list(statement.exported_columns)
-        self._row = _row_of([column.key for column in self._columns])
+        self._names = [f"{column.key}" for column in self._columns]
         self._dialect = dialect
         self._read: list[_Converter] | None = None
 
@@ -89,9 +89,11 @@ class Ready:
             ]
         rows = Rows()
         for row in cursor.fetchall():
-            values = zip(self._read, row, strict=True)
+            columns = zip(self._names, self._read, row, strict=True)
             rows.append(
-                self._row(*[value if convert is None else convert(value) for convert, value in values])
+                SimpleNamespace(
+                    **{name: value if read is None else read(value) for name, read, value in columns}
+                )
             )
         return rows
 
@@ -100,10 +102,6 @@ class Ready:
             name: value if (convert := self._given[name]) is None else convert(value)
             for name, value in given.items()
         }
-
-
-def _row_of(names: Sequence[str]) -> Callable[..., Any]:
-    return namedtuple("Row", names, rename=True)
 
 
 _Converter: TypeAlias = Callable[[Any], Any] | None
