@@ -250,11 +250,12 @@ class WritesAfterStep1(DeletionService):
 class StampsFirst(DeletionService):
     """Writes only after the records are stamped, and so no longer held."""
 
-    def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
-        with self._repository.settle(client_ids, wait=wait) as holding:
+    @contextmanager
+    def _both_steps(self, change: Change) -> Iterator[tuple[Recorded | None, Holding | None]]:
+        recorded = self._repository.record(change, self._entries)
+        with self._repository.settle([change.client_id]) as holding:
             pass
-        self._bring_in_line(holding, self._kv, removals=holding.records)
-        return holding
+        yield recorded, holding
 
 
 class StampsAloneFirst(DeletionService):
