@@ -34,13 +34,14 @@ quick: check ## Lint, types, layers, and the tests on SQLite and in memory, in u
 
 # Of the contract one status by each path: kinds of status are ours.
 CONTRACTS = TestOurColumns TestListeners
-# What leans on the libraries; waits, plans and refusals are the servers'. The lowest PyMySQL is nearly the newest.
+# What leans on the libraries, without the slow waits for a node of a cluster; waits, plans and refusals are the
+# servers'. The lowest PyMySQL is nearly the newest.
 OF_LIBRARIES = host_* hosts engines migrations status_kinds sql_sent sql_sent_again two_kinds other_clients cluster wire_contract
 # Only the oldest Python will do: some of the lowest versions have no wheels for a later one, or fail on it.
 test-lowest: ## Run the unit tests and those of the libraries on the lowest versions that setup.cfg allows
 	$(MAKE) VENV=$(VENV)-lowest $(VENV)-lowest/installed-lowest \
 	    PYTHON="$(or $(call found,3.11),$(error Python 3.11 is neither on PATH nor known to pyenv or uv))"
-	$(VENV)-lowest/bin/python -m pytest $(SIDE_BY_SIDE) -k "not valkey and not mariadb" $(ARGS) \
+	$(VENV)-lowest/bin/python -m pytest $(SIDE_BY_SIDE) -k "not valkey and not mariadb and not TestANodeThatIsAway" $(ARGS) \
 	    tests/unit tests/contract/test_key_value_stores.py $(CONTRACTS:%=tests/contract/test_repositories.py::%) $(wildcard $(OF_LIBRARIES:%=tests/integration/test_%.py))
 
 test-pythons: $(LATER_PYTHONS:%=test-python-%) ## Run the quick tests on each later Python that is found

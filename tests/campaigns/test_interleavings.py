@@ -97,9 +97,9 @@ def test_no_interleaving_breaks_a_promise(size: Size, report: Report) -> None:
 
 
 def test_a_removal_that_does_without_the_hold_breaks_no_promise_where_time_passes(report: Report) -> None:
-    """One of others' changes is stamped before it, and written after it."""
+    """What another stamps before it is written after it. With `--size 3` every three are tried so."""
     campaign = Campaign()
-    for start in STARTS:
+    for start in ("active", "soft-deleted, pending"):
         for other in ("soft", "restore", "reconcile"):
             campaign.explore(start, [other, "hard", "host"], faults=0, time_passes=True)
     report(**campaign.totals)
