@@ -20,7 +20,7 @@ import pytest
 
 # Before the contracts are imported, or their assertions would fail without showing the values.
 _CONTRACTS = [
-    *("fixtures", "recording", "settling", "verifying", "repairing", "reading"),
+    *("fixtures", "recording", "settling", "verifying", "repairing", "reading", "quick"),
     *("key_value_store", "remembering", "leasing"),
 ]
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACTS))
@@ -28,6 +28,7 @@ pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACTS
 from .fixtures import AddClient, KeepRows, LetTimePass  # noqa: E402 - see above
 from .key_value_store import KeyValueStoreContract, RawStore  # noqa: E402 - see above
 from .leasing import ReadThroughContract, ReadThroughStore  # noqa: E402 - see above
+from .quick import QuickStepsContract  # noqa: E402 - see above
 from .remembering import RememberingStoreContract  # noqa: E402 - see above
 from .repository import ClientRepositoryContract  # noqa: E402 - see above
 
@@ -37,6 +38,7 @@ __all__ = [
     "KeepRows",
     "KeyValueStoreContract",
     "LetTimePass",
+    "QuickStepsContract",
     "RawStore",
     "ReadThroughContract",
     "ReadThroughStore",

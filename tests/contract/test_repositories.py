@@ -15,7 +15,13 @@ from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository, Status, ledger
 from flask_mythic_clients.model import Action
 from flask_mythic_clients.ports import ClientRepository
-from flask_mythic_clients.testing import AddClient, ClientRepositoryContract, KeepRows, LetTimePass
+from flask_mythic_clients.testing import (
+    AddClient,
+    ClientRepositoryContract,
+    KeepRows,
+    LetTimePass,
+    QuickStepsContract,
+)
 from tests.hosts import Host, make_host
 
 
@@ -154,6 +160,33 @@ def _keep_rows(host: Host, stack: ExitStack) -> Collection[Action]:
     execute(KEEP[kind])
     stack.callback(execute, LET_GO[kind])
     return [action for action in Action if kind != "mariadb" or action is not Action.HARD]
+
+
+class TestQuickSteps(QuickStepsContract):
+    """Both steps at once, by psycopg 3, whether the ORM reads the row or it comes with the rest."""
+
+    @pytest.fixture(params=["values", "no values"])
+    def host(self, request: pytest.FixtureRequest, empty_database: Callable[[str], str]) -> Iterator[Host]:
+        db = SQLAlchemy()
+        columns = {"id": sa.Column(sa.String(255), primary_key=True), "name": sa.Column(sa.String(255))}
+        columns["status"] = sa.Column(sa.Boolean, nullable=False, default=True)
+        bases: tuple[Any, ...] = (ClientMixin, db.Model) if request.param == "values" else (db.Model,)
+        model = type("Client", bases, {"__tablename__": "clients", **columns})
+        host = make_host(empty_database("postgresql"), MemoryStore(), db=db, model=model)
+        yield host
+        host.close()
+
+    @pytest.fixture
+    def repository(self, host: Host) -> Iterator[ClientRepository]:
+        with host.flask.app_context():
+            yield SQLAlchemyRepository(host.db, host.model)
+
+    @pytest.fixture
+    def add_client(self, host: Host) -> AddClient:
+        def add(client_id: str, *, status: bool = True, name: str | None = "a name") -> None:
+            host.add(id=client_id, status=status, name=name)
+
+        return add
 
 
 class TestOurColumns(SQLAlchemyContract):
