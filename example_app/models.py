@@ -59,10 +59,13 @@ def _add_demo_clients(cache: "redis.Redis | MemoryStore") -> None:
         for number in (1, 2, 3)
     ]
     db.session.add_all(clients)
-    db.session.commit()
+    # Of many workers one comes past this. The entries go before the commit: until then nobody can delete a
+    # client, whose entry would be written after that.
+    db.session.flush()
     try:
         for client in clients:
             for key, value in client.entry_values().items():
                 cache.set(key, value)
     except redis.RedisError:
         current_app.logger.warning("The demo clients have no entries yet: the key-value store is away.")
+    db.session.commit()
