@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-# Two at a time, each class or file on one side; not the campaigns that measure times and load.
-SIDE_BY_SIDE = -n 2 --dist loadscope
+# Three at a time, for they often wait, each class or file on one side; not the campaigns that measure times and load.
+SIDE_BY_SIDE = -n 3 --dist loadscope
 ALONE = $(patsubst %,tests/campaigns/test_%.py,backlog crowds outages_database outages_kv)
 
 # Those that are tried beside the oldest, 3.11.

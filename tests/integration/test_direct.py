@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 
-from flask_mythic_clients.backends.sqlalchemy import repository
+from flask_mythic_clients.backends.sqlalchemy import Status, repository
+from flask_mythic_clients.errors import MythicClientsError
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue, mounting
 
@@ -134,3 +135,25 @@ def test_a_model_whose_attributes_have_no_plain_names_is_read_as_it_is(
         for path in ("acme", "acme", "acme?hard=true"):
             assert host.delete(path).status_code == 200
         assert [record.kv_keys for record in host.records("acme")] == [("client:acme", "slug:a-slug")] * 2
+
+
+def test_a_value_that_the_model_cannot_read_is_told_as_on_the_general_way(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
+) -> None:
+    db, store = SQLAlchemy(), empty_kv("memory").raw
+    columns = {"id": sa.Column(sa.String(64), primary_key=True)}
+    columns["state"] = sa.Column(sa.Enum("on", "off", native_enum=False), nullable=False, default="on")
+    model = type("Client", (db.Model,), {"__tablename__": "clients", **columns})
+    with mounting(empty_database("postgresql"), store) as mount:
+        host = mount(db=db, model=model, columns={"status": Status("state", active="on", deleted="off")})
+        host.add(id="acme")
+        with host.flask.app_context():
+            db.session.execute(sa.text("UPDATE clients SET state = 'odd'"))
+            db.session.commit()
+            caught = []
+            for _ in range(2):
+                with pytest.raises(MythicClientsError) as error:
+                    host.clients.service.restore("acme", actor="tests")
+                caught.append((type(error.value), str(error.value)))
+                sa.event.listen(db.engine, "before_cursor_execute", lambda *_: None)
+    assert caught[0] == caught[1]

@@ -15,7 +15,7 @@ FRAMES = 60
 STEPS = 3  # whether both can be taken at once is the first
 # On MariaDB each statement passes through a listener, which sets how long it may wait. To psycopg they go
 # past SQLAlchemy, which has many more frames.
-STATEMENTS = {"mariadb": 4, "postgresql": 40}
+STATEMENTS = {"mariadb": 4, "postgresql": 42}
 
 
 def test_a_hard_delete_goes_through_few_frames_and_looks_the_engine_up_at_most_once_a_step(

@@ -87,15 +87,16 @@ class Ready:
                 _converter(column.type, "result", self._dialect, oid)
                 for column, oid in zip(self._columns, oids, strict=True)
             ]
-        rows = Rows()
-        for row in cursor.fetchall():
-            columns = zip(self._names, self._read, row, strict=True)
-            rows.append(
-                SimpleNamespace(
-                    **{name: value if read is None else read(value) for name, read, value in columns}
-                )
-            )
-        return rows
+        try:
+            return Rows(map(self._row, cursor.fetchall()))
+        except (LookupError, TypeError, ValueError):  # which quote the value
+            raise sa.exc.InvalidRequestError("A column holds what the model cannot read.") from None
+
+    def _row(self, values: Sequence[Any]) -> SimpleNamespace:
+        columns = zip(self._names, self._read or (), values, strict=True)
+        return SimpleNamespace(
+            **{name: value if read is None else read(value) for name, read, value in columns}
+        )
 
     def _converted(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {
