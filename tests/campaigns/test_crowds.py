@@ -100,7 +100,8 @@ def test_four_reconciles_at_once_settle_every_record_once(
     report(pending=count, settled_by_each=settled, seconds=round(seconds, 2))
     assert sum(settled) == count
     assert (eyes.pending(), eyes.half_deleted()) == (0, [])
-    if eyes.engine.dialect.name != "sqlite":  # where only one can write at a time
+    # Not on SQLite, where only one can write at a time; nor of two pages, which one may have done alone.
+    if eyes.engine.dialect.name != "sqlite" and count > 1000:
         # Not all four: one that the machine lets run late finds nothing left, and is right.
         assert sum(share > 0 for share in settled) >= 2, settled
 
