@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import redis
 import sqlalchemy as sa
@@ -149,6 +150,7 @@ class WithoutValues(Told):
         return type("Client", (db.Model,), {"__tablename__": table, **columns})
 
 
+@pytest.mark.skipif(not hasattr(psycopg, "RawCursor"), reason="psycopg has numbered parameters since 3.2")
 @pytest.mark.parametrize("path", TRIPS)
 @pytest.mark.parametrize(("told", "expected"), [(WithoutValues(), TRIPS), (OURS, TRIPS_OF_ORM)], ids=str)
 def test_psycopg_makes_few_round_trips(
