@@ -2,7 +2,7 @@
 
 import string
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 from .errors import ConfigurationError
 from .model import Client
@@ -20,7 +20,6 @@ class EntryRule(Protocol):
         ...
 
 
-@runtime_checkable
 class EntryValues(Protocol):
     """A row that knows values of its own entries."""
 

@@ -76,11 +76,7 @@ class Transactions:
                     self._failed(tries, error)
 
     @contextmanager
-    def hold(
-        self,
-        step: Callable[[Session, Dialect], _T],
-        client_ids: Collection[str],
-    ) -> Iterator[_T]:
+    def hold(self, step: Callable[[Session, Dialect], _T], client_ids: Collection[str]) -> Iterator[_T]:
         """Take the step and leave its transaction open for the block; commit at its end."""
         tries, dialect = _Tries(), self.dialect
         with ExitStack() as stack:
