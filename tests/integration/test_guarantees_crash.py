@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from flask_mythic_clients import StoreError, client_hard_deleted, client_restored, client_soft_deleted
 from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
-from flask_mythic_clients.backends.sqlalchemy.dialects import direct
+from flask_mythic_clients.backends.sqlalchemy.dialects import compound, direct
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue
 
@@ -120,20 +120,25 @@ def _dying_at_commit(scene: Scene, *, committed: bool) -> Iterator[None]:
             commit(connection)
         raise Crash
 
-    def send(way: Any, *statements: Any) -> Any:
+    def dying(send: Any) -> Any:
         """Be a statement that commits by itself."""
-        if scene.tap.calls == calls:
-            return send_directly(way, *statements)
-        if committed:
-            send_directly(way, *statements)
-        raise Crash
+
+        def send_and_die(way: Any, *statements: Any) -> Any:
+            if scene.tap.calls == calls:
+                return send(way, *statements)
+            if committed:
+                send(way, *statements)
+            raise Crash
+
+        return send_and_die
 
     calls = scene.tap.calls
     with scene.host.flask.app_context(), pytest.MonkeyPatch.context() as patch:
         dialect = scene.host.db.engine.dialect
-        commit, send_directly = dialect.do_commit, direct._Way.send
+        commit = dialect.do_commit
         patch.setattr(dialect, "do_commit", do_commit)
-        patch.setattr(direct._Way, "send", send)
+        for way in (direct._Way, compound.Compounds):
+            patch.setattr(way, "send", dying(way.send))
         yield
 
 

@@ -50,7 +50,7 @@ def _failing(scene: Scene, failures: list[str]) -> list[str]:
 
     def do_execute(cursor: Any, statement: str, *_: object) -> None:
         statement = statement.removeprefix(BOUNDED)
-        if statement.startswith(("WITH", "INSERT", "UPDATE", "SELECT")) and failures:
+        if statement.startswith(("WITH", "INSERT", "UPDATE", "SELECT", "BEGIN NOT ATOMIC")) and failures:
             tried.append(statement)
             cursor.execute(failures.pop(0))
 
@@ -152,8 +152,9 @@ def test_a_connection_closed_between_the_steps_or_in_one_is_replaced(
     closed = []
 
     def close(_conn: object, _cursor: object, statement: str, *_: object) -> None:
-        starts = ("WITH", "INSERT") if step == 1 else ("UPDATE client_deletions", "SELECT client_deletions")
-        if statement.removeprefix(BOUNDED).startswith(starts) and not closed:
+        is_step_1 = "INSERT INTO client_deletions" in statement
+        is_meant = is_step_1 if step == 1 else not is_step_1 and "client_deletions" in statement
+        if is_meant and not closed:
             closed.append(_close_all(scene))
 
     sa.event.listen(_engine(scene), "before_cursor_execute", close)
@@ -168,12 +169,13 @@ def test_a_database_that_closes_every_connection_is_tried_twice(scene: Scene, qu
     closed = []
 
     def close(_conn: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.removeprefix(BOUNDED).startswith(("WITH", "INSERT")):
+        if "INSERT INTO client_deletions" in statement:
             closed.append(_close_all(scene))
 
     sa.event.listen(_engine(scene), "before_cursor_execute", close)
     assert scene.host.delete(f"acme{query}").status_code == 503
-    assert len(closed) == 2
+    at_once = scene.kind == "mariadb" and not query  # which is tried before the steps are, one by one
+    assert len(closed) == 2 + at_once
     sa.event.remove(_engine(scene), "before_cursor_execute", close)
     assert scene.host.delete(f"acme{query}").status_code == 200
     assert scene.agrees()

@@ -1,6 +1,7 @@
 """How the databases find the few unfinished records among very many: by an index, in its order."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -13,7 +14,7 @@ from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue
 
-from .scene import BOUNDED, Scene, make_scene
+from .scene import BOUNDED, IN_ONE, Scene, make_scene
 
 MANY = 100_000
 FEW = 20
@@ -125,16 +126,28 @@ def _statements(scene: Scene, look: Callable[[Scene], Any]) -> list[tuple[str, A
     found: list[tuple[str, Any]] = []
 
     def note(_conn: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
-        statement = statement.removeprefix(BOUNDED)
         parameters = parameters[0] if isinstance(parameters, list) else parameters  # of many, the first
-        if "client_deletions" in statement and not statement.startswith("INSERT"):
-            found.append((statement, parameters))
+        for text, given in _parts(statement, parameters):
+            if "client_deletions" in text and not text.startswith("INSERT"):
+                found.append((text, given))
 
     engine = scene.host.db.engine
     sa.event.listen(engine, "before_cursor_execute", note)
     look(scene)
     sa.event.remove(engine, "before_cursor_execute", note)
     return [pair for pair in found if "WITH changed" not in pair[0]]
+
+
+def _parts(statement: str, parameters: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a statement, or those of a compound, each with its parameters."""
+    if not statement.startswith(IN_ONE):
+        yield statement.removeprefix(BOUNDED), parameters
+        return
+    for part in statement.split(";"):
+        mine, parameters = parameters[: part.count("%s")], parameters[part.count("%s") :]
+        if known := re.search("(INSERT|UPDATE|DELETE|SELECT) .*", part, re.DOTALL):
+            text = known[0].replace("mythic_stamp", "UTC_TIMESTAMP(6)")
+            yield text, mine
 
 
 def _check_plan(scene: Scene, statement: str, parameters: Any) -> None:

@@ -90,6 +90,7 @@ class Ledger:
         self._keyed = table.c.digested_at.is_(None)
         self._unverified = self._keyed & table.c.verified_at.is_(None)
         self._pending = self._unverified & table.c.settled_at.is_(None)
+        self.of_client = table.c.client_id == sa.bindparam("of_client_id")
 
     def settle(
         self, connection: sa.Connection, dialect: Dialect, client_ids: Collection[str], wait: bool
@@ -105,7 +106,7 @@ class Ledger:
     def settling(self, dialect: Dialect) -> tuple[sa.UpdateBase, sa.Select[Any]]:
         """Return the statement that stamps one client's pending records, and one that finds one left."""
         c = self.table.c
-        pending = (c.client_id == sa.bindparam("of_client_id")) & c.settled_at.is_(None)
+        pending = self.of_client & c.settled_at.is_(None)
         return dialect.stamping(self.table, pending, "settled_at"), sa.select(c.id).where(pending).limit(1)
 
     def records(self, dialect: Dialect, rows: Iterable[Any]) -> list[DeletionRecord]:
@@ -294,7 +295,7 @@ class Ledger:
         may_write = other.settled_at.is_(None) | (other.settled_at >= mine.requested_at)
         others = sa.exists().where(other.client_id == mine.client_id, other.id != mine.id, may_write)
         # Of a restored database the ids are given again.
-        same = (mine.client_id == sa.bindparam("of_client_id")) & mine.settled_at.is_(None)
+        same = self.of_client & mine.settled_at.is_(None)
         return dialect.stamp_one(self.table, sa.bindparam("of_id"), same & ~others)
 
     def _stamp_free(

@@ -18,7 +18,7 @@ from ...entries import EntryRule, KeyTemplates
 from ...errors import ConfigurationError
 from ...model import Action, Change, Client, DeletionRecord, Recorded
 from .cascades import Cascades
-from .dialects import Dialect
+from .dialects import Compounds, Dialect
 from .rows import ClientRows
 from .sessions import Sessions, listens
 from .transactions import UndecidedError
@@ -124,8 +124,11 @@ class Recorder:
             or not all(rows.is_plain(name, dialect) for name in ("id", *entries.columns))
         ):
             return self._unit_of_work(dialect)
-        statements = OneStatement if dialect.one_statement else _TwoStatements
-        return statements(rows, self._ledger, dialect, change, entries, self._cascades_in(dialect))
+        needs = (rows, self._ledger, dialect, change, entries, self._cascades_in(dialect))
+        if dialect.one_statement:
+            return OneStatement(*needs)
+        two = _TwoStatements(*needs)
+        return two if two.compound is None else InOneTrip(two)
 
     def _unit_of_work(self, dialect: Dialect) -> Plan:
         cascades = self._cascades_in(dialect)
@@ -177,10 +180,7 @@ class OneStatement:
         self._dialect = dialect
         self._fits = sa.select(dialect.is_table(table) & ~dialect.watched(event, table, ledger))
         self._reaches_clients = cascades.lead_to_clients if action is Action.HARD else lambda _: False
-        self.row = (
-            None if hasattr(rows.model, "entry_values") else rows.columns(key, templates.columns, dialect)
-        )
-        """What the rule for entries needs of a row, where nothing of the host's sees it."""
+        self.row = rows.columns_of_entries(key, templates, dialect)
         self._asked = False
 
     def begin(self, engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
@@ -248,20 +248,27 @@ class _TwoStatements:
         applies = rows.applies(key, change, dialect)
         names, values = _values(dialect, change.action, rows.kv_keys(table, templates, dialect))
         query = sa.select(*values).select_from(table).where(applies).with_for_update()
-        self._insert = sa.insert(ledger).from_select(names, query).returning(*_inserted(ledger))
-        self._dialect = dialect
+        told = _inserted(ledger)
+        if removes := change.action is Action.HARD:
+            # As text, or SQLAlchemy would look for it in the ledger once more.
+            own = dialect.sqlalchemys.identifier_preparer.format_table(ledger) + ".id"
+            others = _others(ledger, sa.bindparam(_CLIENT_ID, type_=sa.String), but=sa.literal_column(own))
+            told.append((~others).label("alone"))
+        self._insert = sa.insert(ledger).from_select(names, query).returning(*told)
+        self.dialect = dialect
         self._change = _dml(rows, change.action, dialect).where(applies)
         self._look = sa.select(rows.status.column).where(dialect.same(rows.id, key))
         self._applies = sa.select(rows.status.column).where(applies)
+        self.compound = dialect.change_in_one(self._insert, self._change, None if removes else self._applies)
+        self.row = rows.columns_of_entries(key, templates, dialect)
         self._rows = rows
-        self._ledger = ledger
         self._skips_rows = dialect.skips_rows
         self._cascades = cascades
-        self._asked = change.action is not Action.HARD
+        self._asked = not removes
 
     def begin(self, engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
         """Fulfil `Plan.begin`."""
-        return self._dialect.statements(engine)
+        return self.dialect.statements(engine)
 
     def take(
         self,
@@ -271,10 +278,7 @@ class _TwoStatements:
         entries: EntryRule,  # noqa: ARG002
     ) -> Recorded | None:
         """Fulfil `Plan.take`."""
-        if not self._asked:
-            if self._cascades.lead_to_clients(transaction):
-                raise UndecidedError(for_good=True)
-            self._asked = True
+        self.ask(transaction)
         of_row = {_KEY: key}
         parameters = {**of_row, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
         inserted = transaction.execute(self._insert, parameters).first()
@@ -289,8 +293,52 @@ class _TwoStatements:
             kept = not self._rows.is_as_wished(transaction.execute(self._look, of_row).first(), change.action)
         if kept:
             raise KeptError
-        record = _record(inserted, change, self._dialect.aware)
-        return Recorded(record, _is_alone(transaction, self._ledger, record))
+        return self.told(inserted, change)
+
+    def ask(self, connection: sa.Connection) -> bool:
+        """Raise UndecidedError where it does not fit; the database is asked once: tell whether it was now."""
+        if self._asked:
+            return False
+        if self._cascades.lead_to_clients(connection):
+            raise UndecidedError(for_good=True)
+        self._asked = True
+        return True
+
+    def told(self, inserted: Any, change: Change) -> Recorded:
+        """Tell what was done by what was inserted."""
+        record = _record(inserted, change, self.dialect.aware)
+        return Recorded(record, bool(getattr(inserted, "alone", False)))
+
+
+class InOneTrip:
+    """The two statements, the look and the commit as a compound."""
+
+    def __init__(self, statements: _TwoStatements) -> None:
+        self._statements = statements
+        self._compound: Any = statements.compound
+        self.row = statements.row
+
+    def begin(self, engine: sa.Engine) -> AbstractContextManager[Compounds]:
+        """Fulfil `Plan.begin`."""
+        return self._statements.dialect.compounds(engine)
+
+    def take(
+        self,
+        transaction: Compounds,
+        key: Any,
+        change: Change,
+        entries: EntryRule | None = None,  # noqa: ARG002
+    ) -> Recorded | None:
+        """Fulfil `Plan.take`."""
+        if self._statements.ask(transaction.connection):
+            transaction.connection.rollback()  # a compound begins its own
+        given = {_KEY: key, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
+        inserted, *kept = transaction.send(self._compound, given)
+        if not inserted:
+            return None
+        if kept:
+            raise KeptError
+        return self._statements.told(inserted.one(), change)
 
 
 class _UnitOfWork:
@@ -431,9 +479,10 @@ def _inserted(source: Any) -> list[sa.ColumnElement[Any]]:
     return [source.c.id, source.c.requested_at, source.c.kv_keys]
 
 
-def _others(ledger: sa.Table, client_id: Any) -> sa.Exists:
+def _others(ledger: sa.Table, client_id: Any, but: Any = None) -> sa.Exists:
     other = ledger.alias("other")
-    return sa.exists().where(other.c.client_id == client_id, other.c.settled_at.is_(None))
+    pending = sa.exists().where(other.c.client_id == client_id, other.c.settled_at.is_(None))
+    return pending if but is None else pending.where(other.c.id != but)
 
 
 def _is_alone(connection: sa.Connection, ledger: sa.Table, record: DeletionRecord) -> bool:

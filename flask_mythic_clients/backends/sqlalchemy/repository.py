@@ -20,7 +20,7 @@ from .engines import Database, address, engines_of
 from .ledger import LEDGER, Ledger, ledger_table, shared
 from .mixin import ClientMixin
 from .preview import preview
-from .recorder import Hook, KeptError, OneStatement, Recorder, TakenAlongError, check_hook
+from .recorder import Hook, InOneTrip, KeptError, OneStatement, Recorder, TakenAlongError, check_hook
 from .refusals import holding_back, refusal, taken_along, touched_by_the_orm
 from .rows import ClientRows
 from .sessions import HostSession, plain, sessions_of
@@ -113,12 +113,16 @@ class SQLAlchemyRepository:
         dialect = transactions.dialect
         key = self._rows.key_of(change.client_id, dialect)
         plan = self._recorder.plan(dialect, change, entries)
+        begin: Any = None
         if key is not None and isinstance(plan, OneStatement) and plan.is_direct(transactions.engine):
-            begin = partial(self._both_steps, plan=plan, key=key, change=change)
-            with transactions.at_once(begin, change.client_id) as begun:
-                yield begun
-        else:
+            begin = partial(self._pipelined, plan=plan, key=key, change=change)
+        elif key is not None and isinstance(plan, InOneTrip) and change.action is not Action.HARD:
+            begin = partial(self._in_compounds, plan=plan, key=key, change=change)
+        if begin is None:
             yield None
+            return
+        with transactions.at_once(begin, change.client_id) as begun:
+            yield begun
 
     def make_durable(self) -> None:
         """Fulfil `ports.DeletionSteps.make_durable`."""
@@ -257,7 +261,37 @@ class SQLAlchemyRepository:
         return Holding(tuple(records), clients)
 
     @contextmanager
-    def _both_steps(
+    def _in_compounds(
+        self, engine: sa.Engine, dialect: Dialect, *, plan: InOneTrip, key: Any, change: Change
+    ) -> Iterator[tuple[sa.Connection, tuple[Recorded | None, Holding | None]]]:
+        """Take step 1, and begin step 2, on one connection, each in a round trip."""
+        settle = dialect.once(
+            (self, plan), lambda: dialect.settle_in_one(self._ledger.table, self._ledger.of_client, plan.row)
+        )
+        with plan.begin(engine) as compounds:
+            try:
+                recorded = plan.take(compounds, key, change)
+            except KeptError:
+                raise UndecidedError from None
+            of_row = {"of_client_id": change.client_id, "of_key": key}
+            _, stamped, *found = compounds.send(settle, of_row)
+            records = self._ledger.records(dialect, stamped)
+            with self._found(compounds.connection, dialect, change.client_id, found) as clients:
+                yield compounds.connection, (recorded, Holding(tuple(records), clients))
+
+    @contextmanager
+    def _found(
+        self, connection: sa.Connection, dialect: Dialect, client_id: str, found: Sequence[Rows]
+    ) -> Iterator[dict[str, Client]]:
+        """Return the client by the row that was read for it; where none was, load it."""
+        if found:
+            yield {client.id: client for client in map(self._rows.client, found[0])}
+            return
+        with plain(connection) as session:
+            yield self._rows.read(session, [client_id], dialect)
+
+    @contextmanager
+    def _pipelined(
         self, engine: sa.Engine, dialect: Dialect, *, plan: OneStatement, key: Any, change: Change
     ) -> Iterator[tuple[sa.Connection, tuple[Recorded | None, Holding | None]]]:
         """Take step 1, and begin step 2 where it is needed, in one or two round trips."""
@@ -293,12 +327,7 @@ class SQLAlchemyRepository:
             if missed and not records:
                 records = self._ledger.settle(connection, dialect, [change.client_id], wait=True)
                 found = send(*step_2[1:])
-            if plan.row is not None:
-                clients = {client.id: client for client in map(self._rows.client, found[0])}
-                yield connection, (recorded, Holding(tuple(records), clients))
-                return
-            with plain(connection) as session:
-                clients = self._rows.read(session, [change.client_id], dialect)
+            with self._found(connection, dialect, change.client_id, found) as clients:
                 yield connection, (recorded, Holding(tuple(records), clients))
 
     def _hold_rows(

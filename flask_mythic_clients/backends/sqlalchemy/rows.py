@@ -139,9 +139,16 @@ class ClientRows:
                 found[client.id] = client
         return found
 
-    def columns(self, key: Any, names: Collection[str], dialect: Dialect) -> sa.Select[Any]:
-        """Return a query for what a client is made of, and these columns: `client` takes its rows."""
-        wanted = dict.fromkeys([self._id, self.status.name, *names])
+    def columns_of_entries(
+        self, key: Any, templates: KeyTemplates, dialect: Dialect
+    ) -> sa.Select[Any] | None:
+        """Return a query for what the rule for entries needs of a row: `client` takes its rows.
+
+        None where code of the host's sees the row.
+        """
+        if hasattr(self.model, "entry_values"):
+            return None
+        wanted = dict.fromkeys([self._id, self.status.name, *templates.columns])
         columns = [self.mapper.columns[name].label(name) for name in wanted]
         return sa.select(*columns).where(dialect.same(self.id, key))
 

@@ -6,9 +6,11 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 
 from ....errors import ConfigurationError
-from .direct import BEGIN, COMMIT_AND_BEGIN, ROLLBACK, Rows, pipelined
+from .compound import Compounds
+from .direct import BEGIN, COMMIT_AND_BEGIN, ROLLBACK, pipelined
 from .mariadb import MariaDB
 from .postgresql import PostgreSQL
+from .ready import Rows
 from .sqlite import SQLite
 from .standard import Dialect, Stamp, Verdict
 from .turns import Turns
@@ -17,6 +19,7 @@ __all__ = [
     "BEGIN",
     "COMMIT_AND_BEGIN",
     "ROLLBACK",
+    "Compounds",
     "Dialect",
     "Rows",
     "Stamp",

@@ -1,8 +1,9 @@
 """MariaDB: no UPDATE … RETURNING, collations that ignore case, and an isolation set by hand."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
@@ -10,10 +11,17 @@ from sqlalchemy.orm import Session
 
 from ....errors import ConfigurationError
 from ..sessions import Sessions, plain
+from .compound import Compound, Compounds
+from .ready import Ready
 from .standard import WAIT, Dialect, Stamp, Verdict, undone
 
+_ISOLATION = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 # Before a statement, for that statement: how long it waits for a row, and for a table that a migration holds.
 _BOUNDED = f"SET STATEMENT innodb_lock_wait_timeout={WAIT}, lock_wait_timeout={WAIT} FOR "
+_BEGUN = f"BEGIN NOT ATOMIC {_ISOLATION}; START TRANSACTION;"
+_STAMP: Any = sa.literal_column("mythic_stamp", sa.DateTime)
+_BEGUN_TO_STAMP = f"BEGIN NOT ATOMIC DECLARE {_STAMP} DATETIME(6); {_ISOLATION}; START TRANSACTION;"
+_KEPT: sa.Select[Any] = sa.select(sa.literal_column("1").label("kept"))
 _STATEMENTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "REPLACE", "SHOW")
 
 
@@ -50,6 +58,50 @@ class MariaDB(Dialect):
         with engine.connect() as connection, undone(connection), _begun(connection):
             yield connection
 
+    def alone(self, engine: sa.Engine) -> AbstractContextManager[Any]:
+        """Fulfil `Dialect.alone`."""
+        return self.compounds(engine) if self._takes_compounds else super().alone(engine)
+
+    @contextmanager
+    def compounds(self, engine: sa.Engine) -> Iterator[Compounds]:
+        """Fulfil `Dialect.compounds`."""
+        with engine.connect() as connection, undone(connection), _undone_by_hand(connection):
+            yield Compounds(connection)
+
+    def change_in_one(self, insert: Any, change: Any, kept: sa.Select[Any] | None) -> Compound | None:
+        """Fulfil `Dialect.change_in_one`.
+
+        No ROW_COUNT is had of an INSERT … RETURNING.
+        """
+        if not self._takes_compounds:
+            return None
+        inserted, changed, told = self._ready(insert), self._ready(change), self._ready(_KEPT)
+        is_kept: list[str | Ready] = (
+            ["ROW_COUNT() = 0"] if kept is None else ["EXISTS (", self._ready(kept), ")"]
+        )
+        parts = (
+            *(_BEGUN, "DO LAST_INSERT_ID(0);", _BOUNDED, inserted, "; IF LAST_INSERT_ID() > 0 THEN"),
+            *(_BOUNDED, changed, "; IF", *is_kept, "THEN ROLLBACK;", told, "; ELSE COMMIT; END IF;"),
+            "ELSE ROLLBACK; END IF; END",
+        )
+        compound = Compound(parts, (inserted, told))
+        return compound if compound.is_ready else None
+
+    def settle_in_one(
+        self, ledger: sa.Table, of_client: sa.ColumnElement[bool], row: sa.Select[Any] | None
+    ) -> Compound:
+        """Fulfil `Dialect.settle_in_one`: locks, and stamps with a time read after that."""
+        pending = of_client & ledger.c.settled_at.is_(None)
+        lock = self._ready(sa.select(ledger.c.id).where(pending).with_for_update())
+        stamp = self._ready(sa.update(ledger).where(pending).values(settled_at=_STAMP))
+        stamped = self._ready(sa.select(ledger).where(of_client, ledger.c.settled_at == _STAMP))
+        rows = [] if row is None else [self._ready(row)]
+        parts = (
+            *(_BEGUN_TO_STAMP, _BOUNDED, lock, f"; SET {_STAMP} = UTC_TIMESTAMP(6);", _BOUNDED, stamp, ";"),
+            *(stamped, ";", *(part for ready in rows for part in (ready, ";")), "END"),
+        )
+        return Compound(parts, (lock, stamped, *rows))
+
     def stamp(self, ledger: sa.Table, where: sa.ColumnElement[bool], column: str) -> Stamp:
         """Fulfil `Dialect.stamp`."""
         lock = sa.select(ledger.c.id).where(where).order_by(ledger.c.id).with_for_update()
@@ -70,12 +122,27 @@ class MariaDB(Dialect):
         """Fulfil `Dialect.stamp_one`."""
         update = sa.update(ledger).where(ledger.c.id == id, where).values(settled_at=self.now)
         stamped = sa.select(ledger.c.settled_at).where(ledger.c.id == id)
+        if self._takes_compounds:
+            told = self._ready(stamped)
+            parts = (
+                *(_BEGUN, _BOUNDED, self._ready(update), "; IF ROW_COUNT() > 0 THEN", told, "; COMMIT;"),
+                "ELSE ROLLBACK; END IF; END",
+            )
+            compound = Compound(parts, [told])
+            return partial(_sent_in_one, compound)
 
         def step(connection: sa.Connection, parameters: Any) -> Sequence[sa.Row[Any]]:
             done: Any = connection.execute(update, parameters)
             return connection.execute(stamped, parameters).all() if done.rowcount else []
 
         return step
+
+    @property
+    def _takes_compounds(self) -> bool:
+        return self.sqlalchemys.driver in ("pymysql", "mysqldb")
+
+    def _ready(self, statement: Any) -> Ready:
+        return Ready(statement, self.sqlalchemys, "format")
 
     def time_for(self, type_: Any) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.time_for`: a TIMESTAMP is kept in UTC, and written in the session's zone."""
@@ -111,19 +178,30 @@ class MariaDB(Dialect):
         return verdict
 
 
+def _sent_in_one(compound: Compound, compounds: Any, parameters: Mapping[str, Any]) -> Sequence[Any]:
+    stamped = compounds.send(compound, parameters)
+    return stamped[0] if stamped else ()
+
+
 @contextmanager
 def _begun(connection: sa.Connection) -> Iterator[None]:
     """Set our isolation, and how long a statement waits.
 
     Not by the engine's option: that asks four times, and reports a dead connection in the driver's own words.
-    The second statement is for hosts in AUTOCOMMIT, for which SQLAlchemy does not roll back.
     """
+    with _undone_by_hand(connection):
+        connection.exec_driver_sql(_ISOLATION)
+        connection.exec_driver_sql("START TRANSACTION")
+        sa.event.listen(connection, "before_cursor_execute", _bound, retval=True)
+        yield
+
+
+@contextmanager
+def _undone_by_hand(connection: sa.Connection) -> Iterator[None]:
+    """Roll back whatever is raised: for hosts in AUTOCOMMIT SQLAlchemy does not."""
     if not getattr(connection.dialect, "is_mariadb", True):
         raise ConfigurationError("The order of steps is not proven on MySQL; use MariaDB.")
     try:
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        connection.exec_driver_sql("START TRANSACTION")
-        sa.event.listen(connection, "before_cursor_execute", _bound, retval=True)
         yield
     except BaseException:
         with suppress(sa.exc.SQLAlchemyError):

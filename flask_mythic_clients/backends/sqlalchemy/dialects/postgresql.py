@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
-from .direct import Ready, direct, is_unheard
+from .direct import direct, is_unheard
+from .ready import Ready
 from .standard import WAIT, Dialect, Verdict
 
 
@@ -85,7 +86,8 @@ class PostgreSQL(Dialect):
 
     def ready(self, statement: Any) -> Ready:
         """Fulfil `Dialect.ready`."""
-        return self.once(("ready", statement), lambda: Ready(statement, self.sqlalchemys))
+        # With the server's own parameters: the driver reads the text of a long statement anew each time.
+        return self.once(("ready", statement), lambda: Ready(statement, self.sqlalchemys, "numeric_dollar"))
 
     def time_for(self, type_: Any) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.time_for`: it has columns that know their zone."""

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from ....entries import EntryRule
 from ..sessions import Sessions, plain
+from .compound import Compound, Compounds
 from .turns import Turns
 
 # How long a row that another holds is waited for, in seconds; whoever waits longer gets a 503. Each who waits
@@ -108,6 +109,27 @@ class Dialect:
     def alone(self, engine: sa.Engine) -> AbstractContextManager[Any]:
         """Open a connection, or what stands for one, for single statements that are sent often."""
         return self.statements(engine, alone=self.one_statement)
+
+    def compounds(self, engine: sa.Engine) -> AbstractContextManager[Compounds]:
+        """Open what stands for a connection, for compounds; asked where there is one."""
+        raise NotImplementedError
+
+    def change_in_one(self, insert: Any, change: Any, kept: sa.Select[Any] | None) -> Compound | None:  # noqa: ARG002
+        """Return a compound that inserts a record, changes the row if there is one, and commits.
+
+        It gives what was inserted; after that, where the row is `kept` as it was, a row more, and has rolled
+        back. `kept` is a query that finds it so; None: the number of rows tells. None where there is none.
+        """
+        return None
+
+    def settle_in_one(
+        self, ledger: sa.Table, of_client: sa.ColumnElement[bool], row: sa.Select[Any] | None
+    ) -> Compound:
+        """Return a compound that begins, locks and stamps what is pending for a client, and reads its `row`.
+
+        It gives what it locked, the records, and the row; asked where there is one.
+        """
+        raise NotImplementedError
 
     @contextmanager
     def _connected(self, engine: sa.Engine, isolation: Any = ISOLATION) -> Iterator[sa.Connection]:

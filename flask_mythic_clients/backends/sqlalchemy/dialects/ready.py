@@ -1,0 +1,102 @@
+"""Statements as a driver takes them, compiled once by SQLAlchemy, and what it answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+
+_Converter: TypeAlias = Callable[[Any], Any] | None
+Slot: TypeAlias = tuple[str | None, _Converter, Any]
+"""The name of a parameter, and what is done to its value; or None, and a value that is always the same."""
+
+
+class Rows(list[Any]):
+    """What a statement gave, as SQLAlchemy's result has it."""
+
+    def all(self) -> Sequence[Any]:
+        """Return all rows."""
+        return self
+
+    def first(self) -> Any:
+        """Return the first row, None where there is none."""
+        return self[0] if self else None
+
+    def one(self) -> Any:
+        """Return the only row."""
+        (row,) = self
+        return row
+
+
+class Ready:
+    """A statement as the driver takes it: its text made once, its values as SQLAlchemy would give them."""
+
+    def __init__(self, statement: Any, dialect: sa.Dialect, paramstyle: Any) -> None:
+        """`paramstyle` is one with positions, of SQLAlchemy's."""
+        styled: Any = copy(dialect)
+        styled.paramstyle, styled.positional = paramstyle, True
+        compiled: Any = statement.compile(dialect=styled)
+        self.text = str(compiled)
+        self.is_ready = not compiled.insert_prefetch and not compiled.update_prefetch
+        """Whether no value of it is to be computed in Python each time."""
+        self.slots = [_slot(compiled.binds[name], name, dialect) for name in compiled.positiontup]
+        self._columns = list(getattr(statement, "exported_columns", ()))
+        self._names = [f"{column.key}" for column in self._columns]
+        self._dialect = dialect
+        self._read: list[_Converter] | None = None
+
+    def values(self, given: Mapping[str, Any]) -> Sequence[Any]:
+        """Return what the driver takes for these parameters; others may be among them."""
+        return filled(self.slots, given)
+
+    def rows(self, cursor: Any) -> Rows:
+        """Read the rows that a cursor of the driver's has."""
+        if self._read is None:
+            oids = [described[1] for described in cursor.description]
+            self._read = [
+                _converter(column.type, "result", self._dialect, oid)
+                for column, oid in zip(self._columns, oids, strict=True)
+            ]
+        try:
+            return Rows(map(self._row, cursor.fetchall()))
+        except (LookupError, TypeError, ValueError):  # which quote the value
+            raise sa.exc.InvalidRequestError("A column holds what the model cannot read.") from None
+
+    def _row(self, values: Sequence[Any]) -> SimpleNamespace:
+        columns = zip(self._names, self._read or (), values, strict=True)
+        return SimpleNamespace(
+            **{name: value if read is None else read(value) for name, read, value in columns}
+        )
+
+
+def filled(slots: Sequence[Slot], given: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the values in the order of the slots."""
+    return [
+        fixed if name is None else given[name] if convert is None else convert(given[name])
+        for name, convert, fixed in slots
+    ]
+
+
+def _slot(bind: Any, name: str, dialect: sa.Dialect) -> Slot:
+    convert = _converter(bind.type, "bind", dialect)
+    if bind.required:
+        return name, convert, None
+    return None, None, bind.effective_value if convert is None else convert(bind.effective_value)
+
+
+def _converter(type_: Any, way: str, dialect: sa.Dialect, *oid: Any) -> _Converter:
+    """Return what SQLAlchemy does to a type's values on the way to the driver, or back; None: nothing."""
+    convert: _Converter = getattr(type_.dialect_impl(dialect), f"{way}_processor")(dialect, *oid)
+    return convert
+
+
+def translated(error: Any, connection: sa.Connection, driver: Any) -> Any:
+    """Return SQLAlchemy's error for the driver's, without a statement and its values."""
+    dialect: Any = connection.dialect
+    if lost := dialect.is_disconnect(error, driver, None):
+        connection.invalidate(error)
+    base = dialect.dbapi.Error
+    return sa.exc.DBAPIError.instance(
+        "", None, error, base, hide_parameters=True, connection_invalidated=lost, dialect=dialect
+    )
