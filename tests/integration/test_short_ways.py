@@ -11,10 +11,10 @@ import flask_mythic_clients
 from tests.hosts import KeyValue, mounting
 
 PACKAGE = f"{os.path.dirname(flask_mythic_clients.__file__)}{os.sep}"
-FRAMES = 61
+FRAMES = 70
 STEPS = 3  # whether both can be taken at once is the first
 # To psycopg, and to MariaDB as compounds, they go past SQLAlchemy's execution, which has many more frames.
-STATEMENTS = {"mariadb": 19, "postgresql": 42}
+STATEMENTS = {"mariadb": 16, "postgresql": 32}
 
 
 def test_a_hard_delete_goes_through_few_frames_and_looks_the_engine_up_at_most_once_a_step(

@@ -330,7 +330,7 @@ def test_reconcile_first_takes_what_nobody_holds(
             assert scene.reconcile().settled == 1
     begin = {
         "postgresql": [],
-        "mariadb": ["SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"],
+        "mariadb": [f"{IN_ONE}SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION; END"],
     }[database]
     free = [
         "SELECT .* FROM client_deletions .* FOR UPDATE SKIP LOCKED$",

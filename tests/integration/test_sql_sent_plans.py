@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -143,8 +144,9 @@ def _parts(statement: str, parameters: Any) -> Iterator[tuple[str, Any]]:
     if not statement.startswith(IN_ONE):
         yield statement.removeprefix(BOUNDED), parameters
         return
+    left = iter(parameters)
     for part in statement.split(";"):
-        mine, parameters = parameters[: part.count("%s")], parameters[part.count("%s") :]
+        mine = tuple(islice(left, part.count("%s")))
         if known := re.search("(INSERT|UPDATE|DELETE|SELECT) .*", part, re.DOTALL):
             text = known[0].replace("mythic_stamp", "UTC_TIMESTAMP(6)")
             yield text, mine

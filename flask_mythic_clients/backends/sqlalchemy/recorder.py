@@ -25,7 +25,7 @@ from .transactions import UndecidedError
 
 _COUNTED = {"preserve_rowcount": True}
 # A parameter must not be named like a column that is written.
-_KEY, _CLIENT_ID, _ACTOR = "of_key", "of_client_id", "of_actor"
+_KEY, _CLIENT_ID, _ACTOR, _KEYS = "of_key", "of_client_id", "of_actor", "of_keys"
 
 
 Hook: TypeAlias = Callable[[Session, Any, Action], object]
@@ -66,8 +66,15 @@ class TakenAlongError(Exception):
 class Plan(Protocol):
     """A way to take step 1 for one action."""
 
+    row: sa.Select[Any] | None
+    """What the rule for entries needs of a row; None where code of the host's sees that."""
+
     def begin(self, engine: sa.Engine) -> AbstractContextManager[Any]:
         """Open the transaction that it is taken in."""
+        ...
+
+    def is_quick(self, engine: sa.Engine) -> bool:
+        """Whether it is worth it to go on with step 2 on the same connection, for now."""
         ...
 
     def take(self, transaction: Any, key: Any, change: Change, entries: EntryRule) -> Recorded | None:
@@ -109,7 +116,7 @@ class Recorder:
         self, dialect: Dialect, change: Change, entries: EntryRule, undecided: UndecidedError
     ) -> Plan:
         """Return the plan that fits every change, for this one or for good."""
-        plan = self._unit_of_work(dialect)
+        plan = self._unit_of_work(dialect, change)
         if undecided.for_good:
             dialect.plans[entries][self, change.action, change.only_if_inactive] = plan
         return plan
@@ -123,16 +130,16 @@ class Recorder:
             or listens(self._sessions())
             or not all(rows.is_plain(name, dialect) for name in ("id", *entries.columns))
         ):
-            return self._unit_of_work(dialect)
+            return self._unit_of_work(dialect, change)
         needs = (rows, self._ledger, dialect, change, entries, self._cascades_in(dialect))
         if dialect.one_statement:
             return OneStatement(*needs)
         two = _TwoStatements(*needs)
-        return two if two.compound is None else InOneTrip(two)
+        return two if two.compound is None else InOneTrip(two, removes=change.action is Action.HARD)
 
-    def _unit_of_work(self, dialect: Dialect) -> Plan:
-        cascades = self._cascades_in(dialect)
-        return _UnitOfWork(self._rows, self._ledger, dialect, self._before, self._sessions(), cascades)
+    def _unit_of_work(self, dialect: Dialect, change: Change) -> Plan:
+        needs = (self._rows, self._ledger, dialect, change.action)
+        return _UnitOfWork(*needs, self._before, self._sessions(), self._cascades_in(dialect))
 
     def _cascades_in(self, dialect: Dialect) -> Cascades:
         return self._cascades.get(dialect) or self._cascades.setdefault(dialect, self._make_cascades())
@@ -173,7 +180,7 @@ class OneStatement:
         failing = sa.case((dialect.watched(event, table, ledger, part), 1 / zero))
         seen = sa.exists().where(applies).select_from(table)
         # The snapshot has not the record that is just being inserted.
-        alone = ~_others(ledger, sa.bindparam(_CLIENT_ID, type_=sa.String))
+        alone = ~_others(ledger).exists()
         # Each by itself, for the others are told also where nothing was recorded.
         told = [sa.select(column).scalar_subquery().label(column.name) for column in _inserted(recorded)]
         self.statement = sa.select(*told, seen.label("seen"), failing.label("failing"), alone.label("alone"))
@@ -204,8 +211,8 @@ class OneStatement:
         except (sa.exc.NotSupportedError, sa.exc.DataError) as error:  # a rule in the way, or divided by zero
             raise UndecidedError(for_good=True) from error
 
-    def is_direct(self, engine: sa.Engine) -> bool:
-        """Whether it can be sent past SQLAlchemy, for now."""
+    def is_quick(self, engine: sa.Engine) -> bool:
+        """Fulfil `Plan.is_quick`: where it can be sent past SQLAlchemy."""
         return self._dialect.is_direct(engine) and bool(self._dialect.ready(self.statement).is_ready)
 
     def ask(self, connection: sa.Connection) -> None:
@@ -250,10 +257,7 @@ class _TwoStatements:
         query = sa.select(*values).select_from(table).where(applies).with_for_update()
         told = _inserted(ledger)
         if removes := change.action is Action.HARD:
-            # As text, or SQLAlchemy would look for it in the ledger once more.
-            own = dialect.sqlalchemys.identifier_preparer.format_table(ledger) + ".id"
-            others = _others(ledger, sa.bindparam(_CLIENT_ID, type_=sa.String), but=sa.literal_column(own))
-            told.append((~others).label("alone"))
+            told.append(_alone(ledger, dialect).label("alone"))
         self._insert = sa.insert(ledger).from_select(names, query).returning(*told)
         self.dialect = dialect
         self._change = _dml(rows, change.action, dialect).where(applies)
@@ -269,6 +273,10 @@ class _TwoStatements:
     def begin(self, engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
         """Fulfil `Plan.begin`."""
         return self.dialect.statements(engine)
+
+    def is_quick(self, engine: sa.Engine) -> bool:  # noqa: ARG002
+        """Fulfil `Plan.is_quick`."""
+        return True
 
     def take(
         self,
@@ -290,7 +298,8 @@ class _TwoStatements:
         if change.action is Action.HARD and not self._skips_rows:
             kept = changed.rowcount == 0
         else:
-            kept = not self._rows.is_as_wished(transaction.execute(self._look, of_row).first(), change.action)
+            found = transaction.execute(self._look, of_row).first()
+            kept = not self._rows.is_as_wished([found is not None, *(found or [None])], change.action)
         if kept:
             raise KeptError
         return self.told(inserted, change)
@@ -313,8 +322,9 @@ class _TwoStatements:
 class InOneTrip:
     """The two statements, the look and the commit as a compound."""
 
-    def __init__(self, statements: _TwoStatements) -> None:
+    def __init__(self, statements: _TwoStatements, *, removes: bool) -> None:
         self._statements = statements
+        self._removes = removes
         self._compound: Any = statements.compound
         self.row = statements.row
 
@@ -322,12 +332,16 @@ class InOneTrip:
         """Fulfil `Plan.begin`."""
         return self._statements.dialect.compounds(engine)
 
+    def is_quick(self, engine: sa.Engine) -> bool:  # noqa: ARG002
+        """Fulfil `Plan.is_quick`: a removal that is alone would pay a COMMIT for nothing."""
+        return not self._removes
+
     def take(
         self,
         transaction: Compounds,
         key: Any,
         change: Change,
-        entries: EntryRule | None = None,  # noqa: ARG002
+        entries: EntryRule,  # noqa: ARG002
     ) -> Recorded | None:
         """Fulfil `Plan.take`."""
         if self._statements.ask(transaction.connection):
@@ -344,11 +358,14 @@ class InOneTrip:
 class _UnitOfWork:
     """Lock and load the row, ask the host's rule, flush, and look."""
 
+    row: sa.Select[Any] | None = None
+
     def __init__(
         self,
         rows: ClientRows,
         ledger: sa.Table,
         dialect: Dialect,
+        action: Action,
         before: Hook | None,
         sessions: Sessions,
         cascades: Cascades,
@@ -360,10 +377,22 @@ class _UnitOfWork:
         self._sessions = sessions
         self._cascades = cascades
         self._orm_removes = runs_host_code(rows.mapper, Action.HARD) or listens(sessions)
+        key = sa.bindparam(_KEY, type_=rows.key_type)
+        self._delete = _dml(rows, Action.HARD, dialect).where(rows.id == key)
+        names, values = _values(dialect, action, sa.bindparam(_KEYS, type_=ledger.c.kv_keys.type))
+        alone = _alone(ledger, dialect) if action is Action.HARD else sa.false()  # nobody asks
+        looks = rows.looks(action)
+        self._look = sa.select(*looks) if dialect.skips_rows else None
+        told = [*_inserted(ledger), alone, *(looks if self._look is None else ())]
+        self._insert = sa.insert(ledger).values(dict(zip(names, values, strict=True))).returning(*told)
 
     def begin(self, engine: sa.Engine) -> AbstractContextManager[Session]:
         """Fulfil `Plan.begin`."""
         return self._dialect.transaction(engine, self._sessions)
+
+    def is_quick(self, engine: sa.Engine) -> bool:  # noqa: ARG002
+        """Fulfil `Plan.is_quick`."""
+        return True
 
     def take(self, transaction: Session, key: Any, change: Change, entries: EntryRule) -> Recorded | None:
         """Fulfil `Plan.take`."""
@@ -374,15 +403,14 @@ class _UnitOfWork:
         if client is None or not change.applies_to(client):
             return None
         record = {
-            "client_id": change.client_id,
-            "action": change.action.value,
-            "actor": change.actor,
-            "requested_at": dialect.began,
-            "kv_keys": list(entries(client)),
+            **rows.named(client),
+            _CLIENT_ID: change.client_id,
+            _ACTOR: change.actor,
+            _KEYS: list(entries(client)),
         }
-        looks = rows.looks(client, change.action)
         removed: list[Any] = []
-        sa.event.listen(session, "after_flush", lambda flushed, _: removed.extend(flushed.deleted))
+        if self._orm_removes or self._before is not None:
+            sa.event.listen(session, "after_flush", lambda flushed, _: removed.extend(flushed.deleted))
         if self._before is not None:
             self._before(session, client.row, change.action)
         if change.action is Action.HARD:
@@ -392,14 +420,16 @@ class _UnitOfWork:
         _flush(session)
         if others := self._cascades.of_objects(removed, client):
             raise TakenAlongError(others)
-        insert = sa.insert(ledger).values(record).returning(*_inserted(ledger))
-        recorded = connection.execute(insert).first()
-        dialect.finish(connection)
-        found = [connection.execute(look).first() for look in looks]
-        if recorded is None or not all(rows.is_as_wished(row, change.action) for row in found):
+        recorded = connection.execute(self._insert, record).first()
+        if recorded is None:
             raise KeptError
-        made = _record(recorded, change, dialect.aware)
-        return Recorded(made, _is_alone(connection, ledger, made))
+        _, _, _, alone, *found = recorded
+        if self._look is not None:
+            dialect.finish(connection)
+            found = list(connection.execute(self._look, record).one())
+        if not rows.is_as_wished(found, change.action):
+            raise KeptError
+        return Recorded(_record(recorded, change, dialect.aware), bool(alone))
 
     def _remove(self, session: Session, client: Client, key: Any) -> None:
         _flush(session)  # what the host did before: it may have given other clients another parent
@@ -408,9 +438,7 @@ class _UnitOfWork:
         if self._orm_removes:
             session.delete(client.row)
         else:
-            session.connection().execute(
-                _dml(self._rows, Action.HARD, self._dialect).where(self._rows.id == key)
-            )
+            session.connection().execute(self._delete, {_KEY: key})
 
     def _locked(self, session: Session, change: Change) -> Client | None:
         """Lock and return the client, None where there is none.
@@ -479,19 +507,18 @@ def _inserted(source: Any) -> list[sa.ColumnElement[Any]]:
     return [source.c.id, source.c.requested_at, source.c.kv_keys]
 
 
-def _others(ledger: sa.Table, client_id: Any, but: Any = None) -> sa.Exists:
-    other = ledger.alias("other")
-    pending = sa.exists().where(other.c.client_id == client_id, other.c.settled_at.is_(None))
-    return pending if but is None else pending.where(other.c.id != but)
+def _others(ledger: sa.Table) -> sa.Select[Any]:
+    """Return a query for what else is pending for the client of a record."""
+    other = ledger.alias("other").c
+    client_id = sa.bindparam(_CLIENT_ID, type_=sa.String)
+    return sa.select(other.id).where(other.client_id == client_id, other.settled_at.is_(None))
 
 
-def _is_alone(connection: sa.Connection, ledger: sa.Table, record: DeletionRecord) -> bool:
-    """Whether a removal just recorded, whose row is locked, is all that is pending for its client."""
-    if record.action is not Action.HARD:
-        return False  # nobody asks
-    c = ledger.c
-    others = sa.select(c.id).where(c.client_id == record.client_id, c.settled_at.is_(None), c.id != record.id)
-    return connection.execute(others.limit(1)).first() is None
+def _alone(ledger: sa.Table, dialect: Dialect) -> sa.ColumnElement[bool]:
+    """Return, for what an INSERT is to tell, whether nothing else is pending."""
+    # As text, or SQLAlchemy would look for it in the ledger once more.
+    own = dialect.sqlalchemys.identifier_preparer.format_table(ledger) + ".id"
+    return ~_others(ledger).where(sa.literal_column("other.id") != sa.literal_column(own)).exists()
 
 
 def _record(row: Any, change: Change, aware: Callable[[Any], Any]) -> DeletionRecord:

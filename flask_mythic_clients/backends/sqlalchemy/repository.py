@@ -15,17 +15,35 @@ from ...entries import EntryRule
 from ...errors import BusyError, ChangeRefusedError, ConfigurationError, StoreError
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview, Recorded
 from .cascades import Cascades
-from .dialects import BEGIN, COMMIT_AND_BEGIN, ROLLBACK, Dialect, Rows, Verdict, dialect_of, pipelined
+from .dialects import (
+    BEGIN,
+    COMMIT_AND_BEGIN,
+    ROLLBACK,
+    Compound,
+    Compounds,
+    Dialect,
+    Rows,
+    Verdict,
+    dialect_of,
+    pipelined,
+)
 from .engines import Database, address, engines_of
 from .ledger import LEDGER, Ledger, ledger_table, shared
 from .mixin import ClientMixin
 from .preview import preview
-from .recorder import Hook, InOneTrip, KeptError, OneStatement, Recorder, TakenAlongError, check_hook
+from .recorder import Hook, KeptError, OneStatement, Plan, Recorder, TakenAlongError, check_hook
 from .refusals import holding_back, refusal, taken_along, touched_by_the_orm
 from .rows import ClientRows
 from .sessions import HostSession, plain, sessions_of
 from .status import Status
 from .transactions import RefusedError, Transactions, UndecidedError
+
+
+def _connection(transaction: Session | sa.Connection | Compounds) -> sa.Connection:
+    if isinstance(transaction, Session):
+        return transaction.connection()
+    return transaction.connection if isinstance(transaction, Compounds) else transaction
+
 
 # Those alive: clients of one kind may go along with another's.
 _REPOSITORIES: "WeakSet[SQLAlchemyRepository]" = WeakSet()
@@ -88,8 +106,8 @@ class SQLAlchemyRepository:
         key = self._rows.key_of(change.client_id, transactions.dialect)
         if key is None:
             return None
-        plan = self._recorder.plan(transactions.dialect, change, entries)
-        try:
+        with self._refusals(change, transactions):
+            plan = self._recorder.plan(transactions.dialect, change, entries)
             try:
                 step = partial(plan.take, key=key, change=change, entries=entries)
                 return transactions.write(step, change.client_id, plan.begin)
@@ -97,12 +115,6 @@ class SQLAlchemyRepository:
                 plan = self._recorder.plan_again(transactions.dialect, change, entries, undecided)
             step = partial(plan.take, key=key, change=change, entries=entries)
             return transactions.write(step, change.client_id, plan.begin)
-        except RefusedError as refused:
-            raise self._refusal(refused.verdict, change, transactions) from refused.__cause__
-        except KeptError:
-            raise self._refusal(Verdict.KEPT, change, transactions) from None
-        except TakenAlongError as taken:
-            raise taken_along(change.client_id, taken.clients) from None
 
     @contextmanager
     def record_and_settle(
@@ -114,14 +126,19 @@ class SQLAlchemyRepository:
         key = self._rows.key_of(change.client_id, dialect)
         plan = self._recorder.plan(dialect, change, entries)
         begin: Any = None
-        if key is not None and isinstance(plan, OneStatement) and plan.is_direct(transactions.engine):
-            begin = partial(self._pipelined, plan=plan, key=key, change=change)
-        elif key is not None and isinstance(plan, InOneTrip) and change.action is not Action.HARD:
-            begin = partial(self._in_compounds, plan=plan, key=key, change=change)
+        if key is not None and plan.is_quick(transactions.engine):
+            if isinstance(plan, OneStatement):
+                begin = partial(self._pipelined, plan=plan, key=key, change=change)
+            else:
+                begin = partial(self._on_one_connection, plan=plan, key=key, change=change)
+                begin = partial(begin, entries=entries, transactions=transactions)
         if begin is None:
             yield None
             return
-        with transactions.at_once(begin, change.client_id) as begun:
+        with (
+            self._refusals(change, transactions),
+            transactions.at_once(begin, change.client_id) as begun,
+        ):
             yield begun
 
     def make_durable(self) -> None:
@@ -261,23 +278,47 @@ class SQLAlchemyRepository:
         return Holding(tuple(records), clients)
 
     @contextmanager
-    def _in_compounds(
-        self, engine: sa.Engine, dialect: Dialect, *, plan: InOneTrip, key: Any, change: Change
-    ) -> Iterator[tuple[sa.Connection, tuple[Recorded | None, Holding | None]]]:
-        """Take step 1, and begin step 2, on one connection, each in a round trip."""
-        settle = dialect.once(
-            (self, plan), lambda: dialect.settle_in_one(self._ledger.table, self._ledger.of_client, plan.row)
-        )
-        with plan.begin(engine) as compounds:
-            try:
-                recorded = plan.take(compounds, key, change)
-            except KeptError:
-                raise UndecidedError from None
-            of_row = {"of_client_id": change.client_id, "of_key": key}
-            _, stamped, *found = compounds.send(settle, of_row)
-            records = self._ledger.records(dialect, stamped)
-            with self._found(compounds.connection, dialect, change.client_id, found) as clients:
-                yield compounds.connection, (recorded, Holding(tuple(records), clients))
+    def _on_one_connection(
+        self,
+        engine: sa.Engine,
+        dialect: Dialect,
+        *,
+        plan: Plan,
+        key: Any,
+        change: Change,
+        entries: EntryRule,
+        transactions: Transactions,
+    ) -> Iterator[tuple[Session | sa.Connection, tuple[Recorded | None, Holding | None]]]:
+        """Take step 1, and begin step 2 where it is needed, one after the other."""
+        client_id, settle = change.client_id, self._settle_in_one(dialect, plan)
+        with plan.begin(engine) as transaction:
+            connection = _connection(transaction)
+            with transactions.refusals():
+                recorded = plan.take(transaction, key, change, entries)
+                transaction.commit()
+            if isinstance(transaction, Session):
+                transaction.close()
+            if recorded is not None and recorded.alone and change.action is Action.HARD:
+                yield connection, (recorded, None)
+                return
+            if recorded is None and dialect.durable is not None:
+                connection.execute(dialect.durable)
+                connection.commit()
+            if settle is not None:
+                given = {"of_client_id": client_id, "of_key": key}
+                _, stamped, *found = Compounds(connection).send(settle, given)
+                records = self._ledger.records(dialect, stamped)
+                with self._found(connection, dialect, client_id, found) as clients:
+                    yield connection, (recorded, Holding(tuple(records), clients))
+            else:
+                stamp = partial(self._ledger.settle, client_ids=[client_id], wait=True)
+                with plain(connection) as session, dialect.again(session.connection()):
+                    holding = self._hold(session, dialect, stamp=stamp, client_ids=[client_id], lock=None)
+                    yield session, (recorded, holding)
+
+    def _settle_in_one(self, dialect: Dialect, plan: Plan) -> Compound | None:
+        settle = partial(dialect.settle_in_one, self._ledger.table, self._ledger.of_client, plan.row)
+        return dialect.once((self, plan), settle)
 
     @contextmanager
     def _found(
@@ -292,7 +333,13 @@ class SQLAlchemyRepository:
 
     @contextmanager
     def _pipelined(
-        self, engine: sa.Engine, dialect: Dialect, *, plan: OneStatement, key: Any, change: Change
+        self,
+        engine: sa.Engine,
+        dialect: Dialect,
+        *,
+        plan: OneStatement,
+        key: Any,
+        change: Change,
     ) -> Iterator[tuple[sa.Connection, tuple[Recorded | None, Holding | None]]]:
         """Take step 1, and begin step 2 where it is needed, in one or two round trips."""
         ready, no_parameters = dialect.ready, dict[str, Any]()
@@ -361,6 +408,18 @@ class SQLAlchemyRepository:
         """Return the clients that have a row, though no lock was had on it: it is held, not gone."""
         missing = [client_id for client_id in client_ids if client_id not in locked]
         return self._rows.read(session, missing, dialect) if missing else ()
+
+    @contextmanager
+    def _refusals(self, change: Change, transactions: Transactions) -> Iterator[None]:
+        """Raise the errors of the port for what forbids a change."""
+        try:
+            yield
+        except RefusedError as refused:
+            raise self._refusal(refused.verdict, change, transactions) from refused.__cause__
+        except KeptError:
+            raise self._refusal(Verdict.KEPT, change, transactions) from None
+        except TakenAlongError as taken:
+            raise taken_along(change.client_id, taken.clients) from None
 
     def _refusal(self, verdict: Verdict, change: Change, transactions: Transactions) -> ChangeRefusedError:
         """Look up what forbids a change, now that it is rolled back."""

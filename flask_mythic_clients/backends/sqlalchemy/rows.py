@@ -1,7 +1,7 @@
 """The clients' rows: the host's model, whatever its columns are called."""
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, Literal
@@ -234,22 +234,44 @@ class ClientRows:
         properties = [self.mapper.get_property_by_column(by_name[name]).key for name in columns]
         return [getattr(client.row, name) for name in properties]
 
-    def looks(self, client: Client, action: Action) -> list[sa.Select[Any]]:
-        """Return queries, made while the client has its row, for what an action leaves of it.
+    def looks(self, action: Action) -> list[sa.ColumnElement[Any]]:
+        """Return what to ask for to see what an action has left of a row: `is_as_wished` takes the answers.
 
-        For a removal one for each of its tables, else one for its status.
+        For a removal that is whether it is in one of its tables, else its status. Needs what `named` returns.
         """
-        tables = self.mapper.tables if action is Action.HARD else [self.status.column.table]
-        found = sa.true() if action is Action.HARD else self.status.column
-        return [sa.select(found).select_from(table).where(*self.of_client(client, table)) for table in tables]
+        if action is Action.HARD:
+            return [sa.exists().where(*self._named(table)) for table in self.mapper.tables]
+        table: Any = self.status.column.table
+        value = sa.select(self.status.column).select_from(table).where(*self._named(table))
+        return [sa.exists().where(*self._named(table)), value.scalar_subquery()]
+
+    def named(self, client: Client) -> dict[str, Any]:
+        """Return what names a client's row in each of its tables, taken while it has one."""
+        tables = self.mapper.tables
+        return {name: value for table in tables for name, _, value in self._key(client, table)}
 
     def of_client(self, client: Client, table: Any) -> list[sa.ColumnElement[bool]]:
         """Return what names a client's row in one of its tables."""
+        return [column == value for _, column, value in self._key(client, table)]
+
+    def _key(self, client: Client, table: Any) -> Iterator[tuple[str, sa.Column[Any], Any]]:
+        names = self._key_columns(table)
         if table is self.id.table:
-            return [self.id == getattr(client.row, self._id)]
-        columns = list(table.primary_key.columns)
-        values = self.values(client, table, [column.name for column in columns])
-        return [column == value for column, value in zip(columns, values, strict=True)]
+            values = [getattr(client.row, self._id)]
+        else:
+            values = self.values(client, table, [column.name for column in names.values()])
+        for (name, column), value in zip(names.items(), values, strict=True):
+            yield name, column, value
+
+    def _key_columns(self, table: Any) -> dict[str, sa.Column[Any]]:
+        """Return the columns that name a row in one of its tables, by the names of their parameters."""
+        columns = [self.id] if table is self.id.table else list(table.primary_key.columns)
+        of_table = f"of_row_{self.mapper.tables.index(table)}"
+        return {f"{of_table}_{n}": column for n, column in enumerate(columns)}
+
+    def _named(self, table: Any) -> list[sa.ColumnElement[bool]]:
+        named = self._key_columns(table).items()
+        return [column == sa.bindparam(name, type_=column.type) for name, column in named]
 
     def set_active(self, session: Session, row: Any, active: bool, dialect: Dialect) -> None:
         """Set the status of a loaded row, to a value of the model's: validators and listeners may look."""
@@ -258,11 +280,12 @@ class ClientRows:
             value = session.connection().scalar(sa.select(sa.type_coerce(value, self.status.column.type)))
         setattr(row, self.status.name, value)
 
-    def is_as_wished(self, found: sa.Row[Any] | None, action: Action) -> bool:
-        """Whether what a look finds of a row after its change is what the action wants."""
+    def is_as_wished(self, found: Sequence[Any], action: Action) -> bool:
+        """Whether what was found of a row after its change is what the action wants; the status is last."""
         if action is Action.HARD:
-            return found is None
-        return found is not None and self.status.is_active(found[0]) is (action is Action.RESTORE)
+            return not any(found)
+        there, value = found
+        return bool(there) and self.status.is_active(value) is (action is Action.RESTORE)
 
     def _texts(
         self, source: sa.FromClause, parts: Collection[tuple[str, str | None]]

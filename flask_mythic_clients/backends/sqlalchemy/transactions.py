@@ -66,14 +66,22 @@ class Transactions:
             dialect.turns.take(client_id if dialect.locks_rows else "", turn)
             while True:
                 try:
-                    with begin(self.engine) as transaction:
+                    with self.refusals(), begin(self.engine) as transaction:
                         done = step(transaction)
                         transaction.commit()
                         return done
                 except sa.exc.SQLAlchemyError as error:
-                    if (verdict := dialect.verdict(error)) in _REFUSALS:
-                        raise RefusedError(verdict) from self._told(error)
                     self._failed(tries, error)
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Raise RefusedError for what forbids a step, and other errors as they are."""
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            if (verdict := self.dialect.verdict(error)) in _REFUSALS:
+                raise RefusedError(verdict) from self._told(error)
+            raise
 
     @contextmanager
     def hold(self, step: Callable[[Session, Dialect], _T], client_ids: Collection[str]) -> Iterator[_T]:
@@ -99,20 +107,21 @@ class Transactions:
     @contextmanager
     def at_once(
         self,
-        begin: Callable[[sa.Engine, Dialect], AbstractContextManager[tuple[sa.Connection, _T]]],
+        begin: Callable[[sa.Engine, Dialect], AbstractContextManager[tuple[Session | sa.Connection, _T]]],
         client_id: str,
     ) -> Iterator[_T | None]:
         """Do what `write` and `hold` do, by one call, and leave the transaction open for the block.
 
         Yields None where that does not go well: the two find out why. It may have been committed until there.
         """
+        dialect = self.dialect
         with ExitStack() as stack:
-            self.dialect.turns.take(client_id, stack)
+            dialect.turns.take(client_id if dialect.locks_rows else "", stack)
             held: _T | None = None
             try:
-                connection, held = stack.enter_context(begin(self.engine, self.dialect))
+                transaction, held = stack.enter_context(begin(self.engine, dialect))
             except sa.exc.SQLAlchemyError as error:
-                if self.dialect.verdict(error) is Verdict.BUSY:  # they would wait as long again
+                if dialect.verdict(error) is Verdict.BUSY:  # they would wait as long again
                     raise self._translated(error) from self._told(error)
             except UndecidedError:
                 pass
@@ -120,7 +129,7 @@ class Transactions:
                 stack.close()
             yield held
             if held is not None:
-                self._commit(connection)
+                self._commit(transaction)
 
     def _commit(self, transaction: Session | sa.Connection) -> None:
         try:

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 
 from ....errors import ConfigurationError
-from .compound import Compounds
+from .compound import Compound, Compounds
 from .direct import BEGIN, COMMIT_AND_BEGIN, ROLLBACK, pipelined
 from .mariadb import MariaDB
 from .postgresql import PostgreSQL
@@ -19,6 +19,7 @@ __all__ = [
     "BEGIN",
     "COMMIT_AND_BEGIN",
     "ROLLBACK",
+    "Compound",
     "Compounds",
     "Dialect",
     "Rows",

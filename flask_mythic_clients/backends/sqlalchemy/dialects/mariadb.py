@@ -48,8 +48,13 @@ class MariaDB(Dialect):
 
     @contextmanager
     def transaction(self, engine: sa.Engine, sessions: Sessions = plain) -> Iterator[Session]:
-        """Fulfil `Dialect.transaction`."""
-        with sessions(engine) as session, undone(session), _begun(session.connection()):
+        """Fulfil `Dialect.transaction`: begun within the session's own, which would else not commit it."""
+        with (
+            engine.connect() as connection,
+            sessions(connection) as session,
+            undone(session),
+            _begun(session.connection()),
+        ):
             yield session
 
     @contextmanager
@@ -57,6 +62,10 @@ class MariaDB(Dialect):
         """Fulfil `Dialect.statements`."""
         with engine.connect() as connection, undone(connection), _begun(connection):
             yield connection
+
+    def again(self, connection: sa.Connection) -> AbstractContextManager[Any]:
+        """Fulfil `Dialect.again`."""
+        return _begun(connection)
 
     def alone(self, engine: sa.Engine) -> AbstractContextManager[Any]:
         """Fulfil `Dialect.alone`."""
@@ -89,8 +98,10 @@ class MariaDB(Dialect):
 
     def settle_in_one(
         self, ledger: sa.Table, of_client: sa.ColumnElement[bool], row: sa.Select[Any] | None
-    ) -> Compound:
+    ) -> Compound | None:
         """Fulfil `Dialect.settle_in_one`: locks, and stamps with a time read after that."""
+        if not self._takes_compounds:
+            return None
         pending = of_client & ledger.c.settled_at.is_(None)
         lock = self._ready(sa.select(ledger.c.id).where(pending).with_for_update())
         stamp = self._ready(sa.update(ledger).where(pending).values(settled_at=_STAMP))
@@ -139,7 +150,7 @@ class MariaDB(Dialect):
 
     @property
     def _takes_compounds(self) -> bool:
-        return self.sqlalchemys.driver in ("pymysql", "mysqldb")
+        return _takes_compounds(self.sqlalchemys)
 
     def _ready(self, statement: Any) -> Ready:
         return Ready(statement, self.sqlalchemys, "format")
@@ -178,6 +189,10 @@ class MariaDB(Dialect):
         return verdict
 
 
+def _takes_compounds(dialect: sa.Dialect) -> bool:
+    return dialect.driver in ("pymysql", "mysqldb")
+
+
 def _sent_in_one(compound: Compound, compounds: Any, parameters: Mapping[str, Any]) -> Sequence[Any]:
     stamped = compounds.send(compound, parameters)
     return stamped[0] if stamped else ()
@@ -190,8 +205,11 @@ def _begun(connection: sa.Connection) -> Iterator[None]:
     Not by the engine's option: that asks four times, and reports a dead connection in the driver's own words.
     """
     with _undone_by_hand(connection):
-        connection.exec_driver_sql(_ISOLATION)
-        connection.exec_driver_sql("START TRANSACTION")
+        if _takes_compounds(connection.dialect):
+            connection.exec_driver_sql(f"{_BEGUN} END")
+        else:
+            connection.exec_driver_sql(_ISOLATION)
+            connection.exec_driver_sql("START TRANSACTION")
         sa.event.listen(connection, "before_cursor_execute", _bound, retval=True)
         yield
 

@@ -1,7 +1,7 @@
 """What most databases do, and what a dialect may say otherwise."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, timedelta
 from enum import Enum, auto
 from operator import attrgetter, methodcaller
@@ -106,6 +106,10 @@ class Dialect:
         with self._connected(engine, "AUTOCOMMIT" if alone else ISOLATION) as connection, undone(connection):
             yield connection
 
+    def again(self, connection: sa.Connection) -> AbstractContextManager[Any]:  # noqa: ARG002
+        """Begin another transaction on a connection of `transaction` or `statements`, one committed."""
+        return nullcontext()
+
     def alone(self, engine: sa.Engine) -> AbstractContextManager[Any]:
         """Open a connection, or what stands for one, for single statements that are sent often."""
         return self.statements(engine, alone=self.one_statement)
@@ -123,13 +127,16 @@ class Dialect:
         return None
 
     def settle_in_one(
-        self, ledger: sa.Table, of_client: sa.ColumnElement[bool], row: sa.Select[Any] | None
-    ) -> Compound:
+        self,
+        ledger: sa.Table,  # noqa: ARG002
+        of_client: sa.ColumnElement[bool],  # noqa: ARG002
+        row: sa.Select[Any] | None,  # noqa: ARG002
+    ) -> Compound | None:
         """Return a compound that begins, locks and stamps what is pending for a client, and reads its `row`.
 
-        It gives what it locked, the records, and the row; asked where there is one.
+        It gives what it locked, the records, and the row. None where there is none.
         """
-        raise NotImplementedError
+        return None
 
     @contextmanager
     def _connected(self, engine: sa.Engine, isolation: Any = ISOLATION) -> Iterator[sa.Connection]:
