@@ -49,7 +49,12 @@ class Stores:
             engine = sa.create_engine(self.database.url, isolation_level="AUTOCOMMIT")
             with closing_engine(engine), engine.connect() as connection:
                 connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        return self.database_url(name)
+            return self.database_url(name)
+        engine = sa.create_engine(url := self.database_url(name))
+        with closing_engine(engine), engine.connect() as connection:
+            # As a service has it: readers and a writer side by side. The file keeps it.
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        return url
 
 
 @contextmanager

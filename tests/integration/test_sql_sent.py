@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pymysql
 import pytest
 import redis
 import sqlalchemy as sa
@@ -300,6 +301,66 @@ def test_mariadb_gets_few_statements_for_each_step_and_each_is_bounded(
         )
         expected = [step_1, settle, "SELECT .* FROM clients", "KV", "COMMIT"]
     _matches(log, expected)
+
+
+# The pool's own ROLLBACKs among them: two connections are checked out for a removal.
+@pytest.mark.parametrize(
+    ("action", "told", "trips"),
+    [
+        (Action.HARD, OURS, 4),
+        (Action.SOFT, OURS, 5),
+        (Action.SOFT, WithoutValues(), 4),
+    ],
+    ids=str,
+)
+def test_mariadb_makes_few_round_trips(
+    empty_database: Callable[[str], str],
+    open_scene: Any,
+    action: Action,
+    told: Told,
+    trips: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[object] = []
+    execute = pymysql.connections.Connection._execute_command
+
+    def count(connection: Any, command: int, sql: Any) -> None:
+        sent.append(sql)
+        execute(connection, command, sql)
+
+    with open_scene(empty_database("mariadb"), told) as scene:
+        monkeypatch.setattr(pymysql.connections.Connection, "_execute_command", count)
+        assert scene.host.delete(f"acme{'?hard=true' * (action is Action.HARD)}").status_code == 200
+    assert len(sent) == trips, sent
+
+
+DURABLE_ENOUGH = {"delete": [2, 2], "wal": [2, 1]}  # the others lose more than a stamp
+
+
+@pytest.mark.parametrize("hosts", ["OFF", "EXTRA"])
+@pytest.mark.parametrize("journal", DURABLE_ENOUGH)
+@pytest.mark.parametrize("action", ACTION)
+def test_sqlite_waits_for_the_disk_once_where_that_is_enough(
+    empty_database: Callable[[str], str], open_scene: Any, action: Action, journal: str, hosts: str
+) -> None:
+    set_by_host = {"OFF": 0, "EXTRA": 3}[hosts]
+    with open_scene(empty_database("sqlite")) as scene, scene.host.flask.app_context():
+        engine = scene.host.db.engine
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"PRAGMA journal_mode = {journal}")
+        engine.dispose()
+
+        def set_up(connection: Any, _: object) -> None:
+            connection.execute(f"PRAGMA synchronous = {hosts}")
+
+        sa.event.listen(engine, "connect", set_up)
+        found = _asked_at_commit(scene, action, "PRAGMA synchronous")
+        with engine.connect() as connection:
+            left = connection.exec_driver_sql("PRAGMA synchronous").scalar()
+    step_1, step_2 = DURABLE_ENOUGH[journal]
+    at_least = max(step_1, set_by_host)
+    assert found == [at_least, at_least if step_2 == step_1 else step_2]
+    assert left == set_by_host
 
 
 @pytest.mark.parametrize("action", ACTION)

@@ -91,11 +91,17 @@ class Ledger:
         self._unverified = self._keyed & table.c.verified_at.is_(None)
         self._pending = self._unverified & table.c.settled_at.is_(None)
         self.of_client = table.c.client_id == sa.bindparam("of_client_id")
+        self._pending_of_client = self.of_client & table.c.settled_at.is_(None)
 
     def settle(
         self, connection: sa.Connection, dialect: Dialect, client_ids: Collection[str], wait: bool
     ) -> list[DeletionRecord]:
         """Lock and stamp the pending records of the clients; waits for whoever holds one, or leaves it."""
+        if wait and len(client_ids) == 1:
+            (client_id,) = client_ids
+            of_one = partial(self._stamp, dialect, self._pending_of_client, "settled_at")
+            stamp = dialect.once((self, "settle one"), of_one)
+            return stamp(connection, {"of_client_id": client_id})
         named, of_clients = self._named(client_ids)
         pending = named & self.table.c.settled_at.is_(None)
         if wait:
@@ -105,9 +111,9 @@ class Ledger:
 
     def settling(self, dialect: Dialect) -> tuple[sa.UpdateBase, sa.Select[Any]]:
         """Return the statement that stamps one client's pending records, and one that finds one left."""
-        c = self.table.c
-        pending = self.of_client & c.settled_at.is_(None)
-        return dialect.stamping(self.table, pending, "settled_at"), sa.select(c.id).where(pending).limit(1)
+        pending = self._pending_of_client
+        left = sa.select(self.table.c.id).where(pending).limit(1)
+        return dialect.stamping(self.table, pending, "settled_at"), left
 
     def records(self, dialect: Dialect, rows: Iterable[Any]) -> list[DeletionRecord]:
         """Return stamped rows as records, in their order."""

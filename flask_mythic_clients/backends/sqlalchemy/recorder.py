@@ -381,9 +381,8 @@ class _UnitOfWork:
         self._delete = _dml(rows, Action.HARD, dialect).where(rows.id == key)
         names, values = _values(dialect, action, sa.bindparam(_KEYS, type_=ledger.c.kv_keys.type))
         alone = _alone(ledger, dialect) if action is Action.HARD else sa.false()  # nobody asks
-        looks = rows.looks(action)
-        self._look = sa.select(*looks) if dialect.skips_rows else None
-        told = [*_inserted(ledger), alone, *(looks if self._look is None else ())]
+        self._look = sa.select(*rows.looks(action))
+        told = [*_inserted(ledger), alone, dialect.goes_on(ledger), *rows.looks(action)]
         self._insert = sa.insert(ledger).values(dict(zip(names, values, strict=True))).returning(*told)
 
     def begin(self, engine: sa.Engine) -> AbstractContextManager[Session]:
@@ -423,8 +422,8 @@ class _UnitOfWork:
         recorded = connection.execute(self._insert, record).first()
         if recorded is None:
             raise KeptError
-        _, _, _, alone, *found = recorded
-        if self._look is not None:
+        _, _, _, alone, goes_on, *found = recorded
+        if goes_on:
             dialect.finish(connection)
             found = list(connection.execute(self._look, record).one())
         if not rows.is_as_wished(found, change.action):

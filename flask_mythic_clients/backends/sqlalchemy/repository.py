@@ -1,7 +1,7 @@
 """The repository: the port, each method one step in a transaction."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal
@@ -288,7 +288,7 @@ class SQLAlchemyRepository:
         change: Change,
         entries: EntryRule,
         transactions: Transactions,
-    ) -> Iterator[tuple[Session | sa.Connection, tuple[Recorded | None, Holding | None]]]:
+    ) -> Iterator[tuple[sa.Connection, tuple[Recorded | None, Holding | None]]]:
         """Take step 1, and begin step 2 where it is needed, one after the other."""
         client_id, settle = change.client_id, self._settle_in_one(dialect, plan)
         with plan.begin(engine) as transaction:
@@ -304,17 +304,17 @@ class SQLAlchemyRepository:
             if recorded is None and dialect.durable is not None:
                 connection.execute(dialect.durable)
                 connection.commit()
-            if settle is not None:
-                given = {"of_client_id": client_id, "of_key": key}
-                _, stamped, *found = Compounds(connection).send(settle, given)
-                records = self._ledger.records(dialect, stamped)
+            given = {"of_client_id": client_id, "of_key": key}
+            with ExitStack() as begun:
+                if settle is not None:
+                    _, stamped, *row = Compounds(connection).send(settle, given)
+                    records, found = self._ledger.records(dialect, stamped), list[Sequence[Any]](row)
+                else:
+                    begun.enter_context(dialect.again(connection))
+                    records = self._ledger.settle(connection, dialect, [client_id], wait=True)
+                    found = [] if plan.row is None else [connection.execute(plan.row, {"of_key": key}).all()]
                 with self._found(connection, dialect, client_id, found) as clients:
                     yield connection, (recorded, Holding(tuple(records), clients))
-            else:
-                stamp = partial(self._ledger.settle, client_ids=[client_id], wait=True)
-                with plain(connection) as session, dialect.again(session.connection()):
-                    holding = self._hold(session, dialect, stamp=stamp, client_ids=[client_id], lock=None)
-                    yield session, (recorded, holding)
 
     def _settle_in_one(self, dialect: Dialect, plan: Plan) -> Compound | None:
         settle = partial(dialect.settle_in_one, self._ledger.table, self._ledger.of_client, plan.row)
@@ -322,7 +322,7 @@ class SQLAlchemyRepository:
 
     @contextmanager
     def _found(
-        self, connection: sa.Connection, dialect: Dialect, client_id: str, found: Sequence[Rows]
+        self, connection: sa.Connection, dialect: Dialect, client_id: str, found: Sequence[Sequence[Any]]
     ) -> Iterator[dict[str, Client]]:
         """Return the client by the row that was read for it; where none was, load it."""
         if found:

@@ -107,7 +107,7 @@ class Transactions:
     @contextmanager
     def at_once(
         self,
-        begin: Callable[[sa.Engine, Dialect], AbstractContextManager[tuple[Session | sa.Connection, _T]]],
+        begin: Callable[[sa.Engine, Dialect], AbstractContextManager[tuple[sa.Connection, _T]]],
         client_id: str,
     ) -> Iterator[_T | None]:
         """Do what `write` and `hold` do, by one call, and leave the transaction open for the block.
@@ -119,7 +119,7 @@ class Transactions:
             dialect.turns.take(client_id if dialect.locks_rows else "", stack)
             held: _T | None = None
             try:
-                transaction, held = stack.enter_context(begin(self.engine, dialect))
+                connection, held = stack.enter_context(begin(self.engine, dialect))
             except sa.exc.SQLAlchemyError as error:
                 if dialect.verdict(error) is Verdict.BUSY:  # they would wait as long again
                     raise self._translated(error) from self._told(error)
@@ -129,7 +129,7 @@ class Transactions:
                 stack.close()
             yield held
             if held is not None:
-                self._commit(transaction)
+                self._commit(connection)
 
     def _commit(self, transaction: Session | sa.Connection) -> None:
         try:

@@ -28,7 +28,7 @@ _TRIGGER = sa.table(
     "pg_trigger",
     *map(sa.column, ("tgrelid", "tgtype", "tgconstrrelid")),
     sa.column("tgisinternal", sa.Boolean),
-    sa.column("tginitdeferred", sa.Boolean),
+    sa.column("tgdeferrable", sa.Boolean),
     schema="pg_catalog",
 )
 _CLASS = sa.table(
@@ -116,9 +116,14 @@ class PostgreSQL(Dialect):
         """Fulfil `Dialect.is_table`."""
         return sa.exists().where(_CLASS.c.oid == self._oid(table), _CLASS.c.relkind.in_(["r", "p"]))
 
+    def goes_on(self, ledger: Any) -> sa.ColumnElement[bool]:
+        """Fulfil `Dialect.goes_on`; a constraint is deferred by a trigger of its own."""
+        c = _TRIGGER.c
+        return sa.exists().where(c.tgdeferrable | ((c.tgrelid == self._oid(ledger)) & ~c.tgisinternal))
+
     def finish(self, connection: sa.Connection) -> None:
         """Fulfil `Dialect.finish`."""
-        connection.execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
+        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
 
     def _reached(self, table: Any) -> sa.Select[Any]:
         """Find the tables that refer to one: by the internal triggers, which carry out foreign keys."""

@@ -1,6 +1,6 @@
 """SQLite: one writer at a time, so the write lock comes first and writers take turns."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -9,7 +9,17 @@ import sqlalchemy as sa
 
 from .standard import WAIT, Dialect, Verdict
 
+_NORMAL, _FULL = 1, 2
+# What holds for a connection, by what the host has there.
+_OURS: Mapping[str, Callable[[int], int]] = {
+    "foreign_keys": lambda _: 1,
+    "busy_timeout": lambda _: WAIT * 1000,
+    "synchronous": lambda hosts: max(hosts, _FULL),
+}
 _TIME = "%Y-%m-%d %H:%M:%f000"  # as SQLAlchemy writes a DateTime; its clock knows milliseconds
+
+_SCHEMA = sa.table("sqlite_master", sa.column("type"), sa.column("tbl_name"))
+_TEMPORARY = sa.table("sqlite_temp_master", sa.column("type"))
 
 
 class SQLite(Dialect):
@@ -28,9 +38,9 @@ class SQLite(Dialect):
     def _connected(self, engine: sa.Engine, isolation: Any = None) -> Iterator[sa.Connection]:  # noqa: ARG002
         """Fulfil `Dialect._connected`; it has but one isolation.
 
-        Foreign keys are enforced, and no lock is waited for longer than elsewhere: both are properties of
-        the connection, which goes back to the host's pool as it was. Within a transaction the first could
-        not be set, so it is done before SQLAlchemy, or a listener of the host's, begins one.
+        Foreign keys are enforced, no lock is waited for longer than elsewhere, and a commit waits for the
+        disk: properties of the connection, which goes back to the host's pool as it was. Within a transaction
+        some could not be set, so it is done before SQLAlchemy, or a listener of the host's, begins one.
         """
         with engine.connect() as connection:
             driver: Any = connection.connection.driver_connection
@@ -39,25 +49,50 @@ class SQLite(Dialect):
                 driver.autocommit = True  # ends the transaction that stands open
                 driver.autocommit = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL
             begins = driver.isolation_level
-            ((enforced,),) = driver.execute("PRAGMA foreign_keys").fetchall()
-            ((wait,),) = driver.execute("PRAGMA busy_timeout").fetchall()
             driver.isolation_level = ""  # not the AUTOCOMMIT of a host
-            driver.execute("PRAGMA foreign_keys = ON")
-            driver.execute(f"PRAGMA busy_timeout = {WAIT * 1000}")
+            hosts = {name: _pragma(driver, name) for name in _OURS}
+            ours = {name: value(hosts[name]) for name, value in _OURS.items()}
+            _set(driver, hosts, ours)
             try:
                 yield connection
             finally:
                 if not connection.invalidated:
                     driver.rollback()  # a COMMIT that failed leaves the transaction open, and closing too
                     driver.isolation_level = begins
-                    driver.execute(f"PRAGMA foreign_keys = {enforced}")
-                    driver.execute(f"PRAGMA busy_timeout = {wait}")
+                    _set(driver, {**ours, "synchronous": None}, hosts)  # which `again` may have changed
                     if always_begun:
                         driver.autocommit = False
 
+    @contextmanager
+    def again(self, connection: sa.Connection) -> Iterator[None]:
+        """Fulfil `Dialect.again`: a step 2, which need not wait for the disk.
+
+        A stamp that a crash loses is only made again. Only a write-ahead log loses no more by that.
+        """
+        driver: Any = connection.connection.driver_connection
+        if _pragma(driver, "journal_mode") == "wal":
+            driver.execute(f"PRAGMA synchronous = {_NORMAL}")
+        yield
+
+    @contextmanager
+    def alone(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        """Fulfil `Dialect.alone`."""
+        with self.statements(engine) as connection, self.again(connection):
+            yield connection
+
     def lock(self, connection: sa.Connection, ledger: sa.Table) -> None:
         """Fulfil `Dialect.lock`: a reader that becomes a writer fails."""
-        connection.execute(sa.update(ledger).where(ledger.c.id == 0).values(actor=""))  # no such
+        write = self.once(
+            ("lock", ledger), lambda: sa.update(ledger).where(ledger.c.id == 0).values(actor="")
+        )
+        connection.execute(write)  # no such record
+
+    def goes_on(self, ledger: Any) -> sa.ColumnElement[bool]:
+        """Fulfil `Dialect.goes_on`."""
+        c = _SCHEMA.c
+        found = sa.exists().where(c.type == "trigger", sa.func.lower(c.tbl_name) == ledger.name.lower())
+        temporary = sa.exists().where(_TEMPORARY.c.type == "trigger")
+        return found | temporary
 
     def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.ago`."""
@@ -77,6 +112,17 @@ class SQLite(Dialect):
         if verdict is not Verdict.UNKNOWN:
             return verdict
         return next((meant for words, meant in _WORDS.items() if words in said), verdict)
+
+
+def _pragma(driver: Any, name: str) -> Any:
+    ((value,),) = driver.execute(f"PRAGMA {name}").fetchall()
+    return value
+
+
+def _set(driver: Any, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name, value in wanted.items():
+        if found[name] != value:
+            driver.execute(f"PRAGMA {name} = {value}")
 
 
 _WORDS = {

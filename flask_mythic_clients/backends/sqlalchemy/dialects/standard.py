@@ -201,6 +201,10 @@ class Dialect:
         """
         raise NotImplementedError
 
+    def goes_on(self, ledger: Any) -> sa.ColumnElement[bool]:  # noqa: ARG002
+        """Whether a trigger may act when all is said: at the record, or at the commit."""
+        return sa.false()
+
     def finish(self, connection: sa.Connection) -> None:
         """Let the database do now what it would do only at the commit."""
 
