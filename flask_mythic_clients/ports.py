@@ -157,11 +157,14 @@ class DeletionLedger(Protocol):
         """
         ...
 
-    def done(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
-        """Return a page of records that were settled or verified at or after a time; None for all.
+    def done(
+        self, *, since: datetime | None, before: datetime, after: DeletionRecord | None
+    ) -> Sequence[DeletionRecord]:
+        """Return a page of records that were verified, or else settled, within a time.
 
-        Those that have no keys any more are left out. Pages go on as those of `pending` do, in an order of
-        their own; a record that is verified meanwhile may come twice.
+        That begins at `since`, None for as far back as there are records, and ends before `before`. Those
+        that have no keys any more are left out. Pages go on as those of `pending` do, in an order of their
+        own; a record that is verified meanwhile may come twice, or not at all.
         """
         ...
 

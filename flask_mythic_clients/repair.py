@@ -67,12 +67,13 @@ class Repair:
     def do_again(self, since: timedelta | None) -> frozenset[str]:
         """Do again what the store may have forgotten, then move its mark; return the clients that are left.
 
+        What was done since this began is left to the next reconcile: the mark promises nothing about it.
         `since` is how far back to go where a store has no mark, or none that can be read.
         """
         if self._run is None and since is None:
             return frozenset()
         whole = True
-        for page in pages(partial(self._repository.done, since=self._earliest(since))):
+        for page in pages(partial(self._repository.done, since=self._earliest(since), before=self._began)):
             self._repository.make_durable()
             # What is not verified is to be done once more anyway: the mark need not wait for it. But one that
             # is held may be just being verified, with a stamp that is older than the mark to be set.

@@ -287,10 +287,12 @@ class MemoryRepository:
         found.sort(key=_age)
         return [record for record in found if after is None or _age(record) > _age(after)][:_PAGE]
 
-    def done(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+    def done(
+        self, *, since: datetime | None, before: datetime, after: DeletionRecord | None
+    ) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.done`."""
         with self._changed:
-            found = [record for record in self._records.values() if _is_done(record, since)]
+            found = [record for record in self._records.values() if _is_done(record, since, before)]
         return [record for record in found if after is None or record.id > after.id][:_PAGE]
 
     def has_forgotten(self, *, since: datetime) -> bool:
@@ -404,10 +406,12 @@ def _is_old(record: DeletionRecord, until: datetime, before: datetime | None) ->
     return bool(record.kv_keys) and at is not None and at <= until and (before is None or at < before)
 
 
-def _is_done(record: DeletionRecord, since: datetime | None) -> bool:
-    """Whether a record that has its keys was settled, or verified, at or after that."""
+def _is_done(record: DeletionRecord, since: datetime | None, before: datetime) -> bool:
+    """Whether a record that has its keys was verified, or else settled, within that time."""
     latest = record.verified_at or record.settled_at
-    return bool(record.kv_keys) and latest is not None and (since is None or latest >= since)
+    if not record.kv_keys or latest is None:
+        return False
+    return latest < before and (since is None or latest >= since)
 
 
 def _age(record: DeletionRecord) -> tuple[datetime | None, int]:

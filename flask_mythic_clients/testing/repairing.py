@@ -50,12 +50,13 @@ class RepairingContract(RepositoryFixtures):
         _verify(repository, acme2)
         _settle(repository, zeta)
         _record(repository, zeta, _RESTORE)
-        done = partial(_walk, repository.done)
         now = repository.now()
+        done = partial(_walk, repository.done, before=now + _MINUTE)
         assert _clients(done(since=now - _MINUTE)) == {acme2, zeta}
         assert _clients(done(since=now - 20 * _MINUTE)) == {acme, acme2, zeta}
         assert _clients(done(since=None)) == {acme, acme2, zeta}
         assert done(since=now + _MINUTE) == []
+        assert _clients(_walk(repository.done, since=None, before=now - _MINUTE)) == {acme}
         (found,) = (record for record in done(since=None) if record.client_id == zeta)
         assert found == repository.history(zeta)[0]
 
@@ -69,8 +70,13 @@ class RepairingContract(RepositoryFixtures):
             _settle(repository, client_id)
         _verify(repository, acme)
         verified, settled = repository.history(acme)[0].verified_at, repository.history(acme2)[0].settled_at
-        assert acme in _clients(_walk(repository.done, since=verified))
-        assert acme2 in _clients(_walk(repository.done, since=settled))
+        assert verified is not None
+        assert settled is not None
+        done, later = partial(_walk, repository.done), repository.now() + _MINUTE
+        assert acme in _clients(done(since=verified, before=later))
+        assert acme2 in _clients(done(since=settled, before=later))
+        assert acme not in _clients(done(since=None, before=verified))  # but the other
+        assert acme2 not in _clients(done(since=None, before=settled))
 
     @pytest.mark.parametrize("verified", [0, 60, _MORE_THAN_A_PAGE])
     def test_pages_hold_all_that_was_done_once(
@@ -84,7 +90,8 @@ class RepairingContract(RepositoryFixtures):
                 _settle(repository, acme)
                 _verify(repository, acme)
         _settle(repository, acme)
-        found = _walk(repository.done, since=repository.now() - _LONG)
+        now = repository.now()
+        found = _walk(repository.done, since=now - _LONG, before=now + _MINUTE)
         assert sorted(record.id for record in found) == [r.id for r in repository.history(acme)]
 
     def test_a_client_that_is_held_is_left_where_nobody_waits(
@@ -135,9 +142,10 @@ class RepairingContract(RepositoryFixtures):
         _record(repository, acme, _SOFT)
         _settle(repository, acme)
         _verify(repository, acme)
-        assert _clients(_walk(repository.done, since=None)) == {acme}
+        done = partial(_walk, repository.done, since=None, before=repository.now() + _MINUTE)
+        assert _clients(done()) == {acme}
         assert repository.forget_keys(verified_before=None, kept=_AT_ONCE) == 1
-        assert _walk(repository.done, since=None) == []
+        assert done() == []
 
     def test_it_is_known_whether_something_done_since_has_lost_its_keys(
         self, repository: ClientRepository, add_client: AddClient, let_time_pass: LetTimePass

@@ -107,8 +107,10 @@ class Ports:
     def now(self) -> datetime:
         return NOW
 
-    def done(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
-        return self.ask("done", since, after)
+    def done(
+        self, *, since: datetime | None, before: datetime, after: DeletionRecord | None
+    ) -> Sequence[DeletionRecord]:
+        return self.ask("done", since, before, after)
 
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         return self.ask("pending", after)

@@ -176,11 +176,12 @@ def _done(
     operation: "Operation",
     fault: str,
     since: datetime | None,
+    before: datetime,
     after: DeletionRecord | None,
 ) -> Any:
     if fault:
         return RepositoryError
-    return tuple(world.stores.repository.done(since=since, after=after))
+    return tuple(world.stores.repository.done(since=since, before=before, after=after))
 
 
 def _open_run(world: "World", operation: "Operation", fault: str, name: str) -> Any:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -67,13 +67,18 @@ def _ledger(scene: Scene) -> SQLAlchemyRepository:
     return SQLAlchemyRepository(scene.host.db, scene.host.model)
 
 
+def _done(scene: Scene, since: datetime | None) -> Any:
+    ledger = _ledger(scene)
+    return ledger.done(since=since, before=ledger.now(), after=None)
+
+
 DAY = timedelta(days=1)
 LOOKS: dict[str, Callable[[Scene], Any]] = {
     "what is pending": lambda scene: list(scene.host.clients.service.pending()),
     "the backlog": lambda scene: scene.host.clients.service.backlog(),
     "all of reconcile": lambda scene: scene.host.clients.service.reconcile(),
-    "what was done lately": lambda scene: _ledger(scene).done(since=_ledger(scene).now() - DAY, after=None),
-    "what was ever done": lambda scene: _ledger(scene).done(since=None, after=None),
+    "what was done lately": lambda scene: _done(scene, since=_ledger(scene).now() - DAY),
+    "what was ever done": lambda scene: _done(scene, since=None),
     "a request": lambda scene: scene.host.clients.service.soft_delete("acme", actor="tests"),
 }
 

@@ -72,6 +72,7 @@ ARGUMENTS = {
     "wait": True,
     "after": None,
     "since": datetime(2026, 1, 1, tzinfo=UTC),
+    "before": datetime(2026, 1, 2, tzinfo=UTC),
     "verified_before": None,
     "kept": timedelta(),
     "record": DeletionRecord(

@@ -10,7 +10,7 @@ from flask_mythic_clients.backends import memory
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.entries import EntryFunction
 from flask_mythic_clients.errors import BusyError, KeyValueStoreError, RepositoryError
-from flask_mythic_clients.model import Mark, Reconciliation
+from flask_mythic_clients.model import Action, Change, Mark, Reconciliation
 from flask_mythic_clients.repair import mark_name
 from flask_mythic_clients.service import DeletionService
 
@@ -69,6 +69,29 @@ def world() -> World:
 def test_one_reconcile_repairs_it_and_moves_the_mark(world: World) -> None:
     assert world.service.reconcile() == Reconciliation(0, 0, 0)
     assert (world.came_back, world.mark) == ([], world.now)
+
+
+def test_what_it_has_settled_itself_is_done_again_by_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark promises nothing about what was done since it began, and once is enough."""
+    world.service.reconcile()
+    world.pass_(1)
+    world.rows.add("c")
+    world.rows.record(Change("c", Action.HARD, "tests"), EntryFunction(world.entries))
+    done: list[str] = []
+    apply = MemoryStore.apply
+
+    def count(store: MemoryStore, *, remove: Collection[str], overwrite: Mapping[str, Any]) -> set[str]:
+        done.extend(remove)
+        return apply(store, remove=remove, overwrite=overwrite)
+
+    monkeypatch.setattr(MemoryStore, "apply", count)
+    assert world.service.reconcile().settled == 1
+    assert done.count("client:c") == 1
+    world.pass_(1)
+    world.service.reconcile()
+    assert done.count("client:c") == 2
 
 
 def test_nothing_is_repaired_by_rows_that_may_yet_be_lost(
@@ -197,6 +220,7 @@ def test_what_is_not_yet_verified_does_not_keep_the_mark(world: World) -> None:
     world.rows.add("c")
     world.kv.set("client:c", "1")
     world.service.hard_delete("c", actor="tests")
+    world.pass_(1)
     world.kv.refuse("client:c")
     assert world.service.reconcile() == Reconciliation(0, 0, 1)
     assert (world.came_back, world.mark) == ([], world.now)
@@ -208,6 +232,7 @@ def test_what_may_be_just_being_verified_keeps_the_mark(
     """Its stamp is older than what it does to the entries."""
     world.rows.add("c")
     world.service.hard_delete("c", actor="tests")
+    world.pass_(1)
     before, hold = world.mark, world.rows._hold
     monkeypatch.setattr(world.rows, "_hold", lambda ids, wait, **rows: hold(set(ids) - {"c"}, wait, **rows))
     assert world.service.reconcile() == Reconciliation(0, 0, 1)

@@ -91,6 +91,9 @@ class Node:
 class Nodes(Protocol):
     """All servers of a store."""
 
+    take_many: bool
+    """Whether a command may name keys of any slot."""
+
     def every(self) -> Sequence[Node]:
         """Return all of them. Raises KeyValueStoreError where they cannot be known."""
         ...
@@ -130,6 +133,8 @@ class Nodes(Protocol):
 class OneNode:
     """A server that has all keys."""
 
+    take_many = True
+
     def __init__(self, client: Any) -> None:
         self._node = Node("", client)
 
@@ -167,6 +172,8 @@ class OneNode:
 
 class ClusterNodes:
     """The primaries of a cluster, as redis-py finds them at first use, and again after one has failed."""
+
+    take_many = False
 
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect

@@ -1,6 +1,6 @@
 """The entries in Redis or Valkey."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import iscoroutinefunction
 
 import redis
@@ -14,6 +14,8 @@ from ...model import Mark
 from .leases import RedisLeases
 from .nodes import ClusterNodes, Command, Node, Nodes, OneNode, Task, has_moved, told
 from .runs import RedisRun, read_mark
+
+_LEASES = ""  # stands for all leases at once; an entry of that name would only be done twice
 
 
 class RedisStore:
@@ -100,10 +102,32 @@ class RedisStore:
         self, remove: Collection[str], overwrite: Mapping[str, Value], seals: Mapping[Node, Command]
     ) -> set[str]:
         """Do the work, each server's in one pipeline, which ends with the server's seal if it has one."""
+        leases: list[Task] = [(key, ("UNLINK", lease_of(key))) for key in (*remove, *overwrite)]
+        if len(leases) == 1 or not self._nodes.take_many:
+            return self._work(leases, remove, overwrite, seals)
+        at_once: Task = (_LEASES, ("UNLINK", *(command[1] for _, command in leases)))
+        try:
+            return self._work([at_once], remove, overwrite, seals)
+        except EntriesRefusedError as error:
+            if _LEASES not in error.keys:
+                raise
+            # Of which one it would not is not told. The others still stand, so the entries go once more.
+            first = error.removed
+        try:
+            return self._work(leases, remove, overwrite, seals) | first
+        except EntriesRefusedError as error:
+            error.removed |= first
+            raise
+
+    def _work(
+        self,
+        leases: Sequence[Task],
+        remove: Collection[str],
+        overwrite: Mapping[str, Value],
+        seals: Mapping[Node, Command],
+    ) -> set[str]:
         # A lease goes before its entry: in the other order a reader could fill the entry in between.
-        work: list[Task] = []
-        for key in (*remove, *overwrite):
-            work.append((key, ("UNLINK", lease_of(key))))
+        work = [*leases]
         for key in remove:
             # Not DEL, which holds the server up while it frees a large set.
             work.append((key, ("UNLINK", key)))

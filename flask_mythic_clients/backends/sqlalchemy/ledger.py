@@ -102,7 +102,7 @@ class Ledger:
             of_one = partial(self._stamp, dialect, self._pending_of_client, "settled_at")
             stamp = dialect.once((self, "settle one"), of_one)
             return stamp(connection, {"of_client_id": client_id})
-        named, of_clients = self._named(client_ids)
+        named, of_clients = self._named(dialect, client_ids)
         pending = named & self.table.c.settled_at.is_(None)
         if wait:
             stamp = dialect.once((self, "settle"), lambda: self._stamp(dialect, pending, "settled_at"))
@@ -139,7 +139,7 @@ class Ledger:
 
         `leave` is asked, in place of waiting, which of the clients whose records are locked are left, too.
         """
-        named, of_clients = self._named(client_ids)
+        named, of_clients = self._named(dialect, client_ids)
         due = named & self._due(dialect, settled_for)
         if leave is None:
             return self._stamp(dialect, due, "verified_at")(connection, of_clients)
@@ -184,19 +184,20 @@ class Ledger:
         connection: sa.Connection,
         dialect: Dialect,
         since: datetime | None,
+        before: datetime,
         after: DeletionRecord | None,
     ) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.done`: first what is not verified, in the order of the index."""
         c = self.table.c
         if after is None or after.verified_at is None:
-            settled = self._unverified & self._at_or_after(c.settled_at, since)
+            settled = self._unverified & self._within(c.settled_at, since, before)
             query = self._page(settled)
             if after is not None:
                 query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
             if found := _records(dialect, connection.execute(query)):
                 return found
             after = None
-        query = self._page(self._keyed & self._at_or_after(c.verified_at, since))
+        query = self._page(self._keyed & self._within(c.verified_at, since, before))
         if after is not None:
             last = (after.verified_at, after.settled_at, after.id)
             query = query.where(c.verified_at >= after.verified_at)  # which the index can find
@@ -254,8 +255,10 @@ class Ledger:
         age = dialect.aware(now) - dialect.aware(oldest) if oldest else None
         return Backlog(pending, age, due, overdue, failed)
 
-    def _at_or_after(self, column: sa.ColumnElement[Any], since: datetime | None) -> sa.ColumnElement[bool]:
-        return column.is_not(None) if since is None else column >= since
+    def _within(
+        self, column: sa.ColumnElement[Any], since: datetime | None, before: datetime
+    ) -> sa.ColumnElement[bool]:
+        return column < before if since is None else (column >= since) & (column < before)
 
     def _due(self, dialect: Dialect, settled_for: timedelta) -> sa.ColumnElement[bool]:
         c = self.table.c
@@ -267,9 +270,11 @@ class Ledger:
         in_order = (c.digested_at, c.verified_at, c.settled_at, c.id)
         return sa.select(self.table).where(where).order_by(*in_order).limit(_PAGE)
 
-    def _named(self, client_ids: Collection[str]) -> tuple[sa.ColumnElement[bool], Mapping[str, Any]]:
+    def _named(
+        self, dialect: Dialect, client_ids: Collection[str]
+    ) -> tuple[sa.ColumnElement[bool], Mapping[str, Any]]:
         """Return a condition for the records of these clients, and its parameters."""
-        named = self.table.c.client_id.in_(sa.bindparam("of_client_ids", expanding=True))
+        named = dialect.among(self.table.c.client_id, "of_client_ids")
         return named, {"of_client_ids": list(client_ids)}
 
     def _stamp(
@@ -287,10 +292,7 @@ class Ledger:
             if not rows and dialect.skips_rows and connection.execute(left, parameters).first() is not None:
                 rows = stamp(connection, parameters)  # one that was made just now
                 if not rows:
-                    raise RepositoryError(
-                        f"The database let the records in {self.table} be as they were, and gave no reason: "
-                        "this is no outage, look for a trigger or a rule."
-                    )
+                    raise self._kept()
             return _records(dialect, rows)
 
         return step
@@ -323,12 +325,23 @@ class Ledger:
         query = sa.select(c.id, c.client_id).where(where)
         mine = {id for id, _ in connection.execute(query.with_for_update(skip_locked=True), parameters)}
         # Another's record, and one made since.
-        every = connection.execute(query, parameters).all()
-        disputed = {client_id for id, client_id in every if id not in mine}
-        disputed |= set(leave({client_id for _, client_id in every} - disputed))
+        every = connection.execute(sa.select(self.table).where(where), parameters).all()
+        disputed = {row.client_id for row in every if row.id not in mine}
+        disputed |= set(leave({row.client_id for row in every} - disputed))
+        free = sorted((row for row in every if row.client_id not in disputed), key=attrgetter("id"))
         # By their ids: MariaDB also waits for records that it only comes across, by another index.
-        by_id = c.id.in_([id for id, client_id in every if client_id not in disputed])
-        return self._stamp(dialect, by_id, column)(connection, {})
+        stamp = dialect.once((self, "held", column), lambda: dialect.stamp_held(self.table, column))
+        times = stamp(connection, [row.id for row in free]) if free else {}
+        if free and not times:
+            raise self._kept()
+        stamped = _records(dialect, (row for row in free if row.id in times))
+        return [replace(record, **{column: dialect.aware(times[record.id])}) for record in stamped]
+
+    def _kept(self) -> RepositoryError:
+        return RepositoryError(
+            f"The database let the records in {self.table} be as they were, and gave no reason: "
+            "this is no outage, look for a trigger or a rule."
+        )
 
 
 def _digests(keys: Iterable[str | None]) -> dict[str, list[str]]:

@@ -192,9 +192,11 @@ class SQLAlchemyRepository:
         """Fulfil `ports.DeletionLedger.due`."""
         return self._transactions().ask(partial(self._ledger.due, settled_for=settled_for, after=after))
 
-    def done(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+    def done(
+        self, *, since: datetime | None, before: datetime, after: DeletionRecord | None
+    ) -> Sequence[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.done`."""
-        return self._transactions().ask(partial(self._ledger.done, since=since, after=after))
+        return self._transactions().ask(partial(self._ledger.done, since=since, before=before, after=after))
 
     def has_forgotten(self, *, since: datetime) -> bool:
         """Fulfil `ports.DeletionLedger.has_forgotten`."""

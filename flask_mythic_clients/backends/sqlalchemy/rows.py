@@ -165,7 +165,10 @@ class ClientRows:
         self, dialect: Dialect, lock: Literal["share", "free", "update"] | None, hidden: bool
     ) -> sa.Select[Any]:
         query = self._stored_rows() if hidden else sa.select(self.model).options(lazyload("*"))
-        query = query.where(self.id.in_(sa.bindparam("of_keys", type_=self.key_type, expanding=True)))
+        if self.is_plain("id", dialect):
+            query = query.where(dialect.among(self.id, "of_keys", self.key_type))
+        else:
+            query = query.where(self.id.in_(sa.bindparam("of_keys", type_=self.key_type, expanding=True)))
         if lock is not None:
             # Not what else the model loads: PostgreSQL locks no outer join, and the row alone is to be held.
             query = query.with_for_update(

@@ -13,7 +13,7 @@ from ....errors import ConfigurationError
 from ..sessions import Sessions, plain
 from .compound import Compound, Compounds
 from .ready import Ready
-from .standard import WAIT, Dialect, Stamp, Verdict, undone
+from .standard import WAIT, Dialect, Stamp, StampHeld, Verdict, undone
 
 _ISOLATION = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 # Before a statement, for that statement: how long it waits for a row, and for a table that a migration holds.
@@ -126,6 +126,19 @@ class MariaDB(Dialect):
                 return []
             connection.execute(update, ids)
             return connection.execute(stamped, ids).all()
+
+        return step
+
+    def stamp_held(self, ledger: sa.Table, column: str) -> StampHeld:
+        """Fulfil `Dialect.stamp_held`."""
+        time = sa.select(sa.type_coerce(self.now, ledger.c[column].type))
+        update = sa.update(ledger).where(self.among(ledger.c.id, "of_ids"))
+        stamp = update.values({column: sa.bindparam("of_time")})
+
+        def step(connection: sa.Connection, ids: Sequence[int]) -> Mapping[int, Any]:
+            at = connection.scalar(time)
+            connection.execute(stamp, {"of_ids": ids, "of_time": at})
+            return dict.fromkeys(ids, at)
 
         return step
 

@@ -6,6 +6,7 @@ from operator import methodcaller
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from .direct import direct, is_unheard
 from .ready import Ready
@@ -115,6 +116,10 @@ class PostgreSQL(Dialect):
     def is_table(self, table: Any) -> sa.ColumnElement[bool]:
         """Fulfil `Dialect.is_table`."""
         return sa.exists().where(_CLASS.c.oid == self._oid(table), _CLASS.c.relkind.in_(["r", "p"]))
+
+    def among(self, column: sa.Column[Any], name: str, type_: Any = None) -> sa.ColumnElement[bool]:
+        """Fulfil `Dialect.among`: one parameter, so that the text is the same for any number of them."""
+        return column == sa.any_(sa.bindparam(name, type_=ARRAY(type_ or column.type)))
 
     def goes_on(self, ledger: Any) -> sa.ColumnElement[bool]:
         """Fulfil `Dialect.goes_on`; a constraint is deferred by a trigger of its own."""

@@ -24,6 +24,7 @@ ISOLATION = "READ COMMITTED"
 _T = TypeVar("_T")
 Stamp: TypeAlias = Callable[[sa.Connection, Mapping[str, Any]], Sequence[sa.Row[Any]]]
 """Stamps records, named by these parameters, in a transaction."""
+StampHeld: TypeAlias = Callable[[sa.Connection, Sequence[int]], Mapping[int, Any]]
 
 
 @contextmanager
@@ -174,6 +175,13 @@ class Dialect:
 
         return step
 
+    def stamp_held(self, ledger: sa.Table, column: str) -> StampHeld:
+        """Make a step that stamps records by their ids, locked ones, and returns the times by id."""
+        held = self.among(ledger.c.id, "of_ids")
+        update = sa.update(ledger).where(held, self.step_2).values({column: self.now})
+        stamped = update.returning(ledger.c.id, ledger.c[column])
+        return lambda connection, ids: dict(map(tuple, connection.execute(stamped, {"of_ids": ids})))
+
     def stamp_one(self, ledger: sa.Table, id: Any, where: sa.ColumnElement[bool]) -> Stamp:
         """Make a step that stamps a record as settled which is not held, and returns the time; or no row."""
         update = sa.update(ledger).where(ledger.c.id == id, where, self.step_2).values(settled_at=self.now)
@@ -207,6 +215,10 @@ class Dialect:
 
     def finish(self, connection: sa.Connection) -> None:
         """Let the database do now what it would do only at the commit."""
+
+    def among(self, column: sa.Column[Any], name: str, type_: Any = None) -> sa.ColumnElement[bool]:
+        """Whether the column, of a plain type, is one of the values of that parameter."""
+        return column.in_(sa.bindparam(name, type_=type_, expanding=True))
 
     def same(self, column: sa.Column[Any], key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Whether the column is this id, to the letter."""
