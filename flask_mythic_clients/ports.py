@@ -3,10 +3,10 @@
 `flask_mythic_clients.testing` holds the contracts in executable form.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from .entries import EntryRule, Value
 from .model import Backlog, Change, Client, DeletionRecord, Holding, Mark, Preview, Recorded
@@ -209,15 +209,22 @@ class ClientDirectory(Protocol):
 class QuickSteps(Protocol):
     """Steps of which a repository takes several by one call, in fewer round trips."""
 
-    def record_and_settle(
-        self, change: Change, entries: EntryRule
-    ) -> AbstractContextManager[tuple[Recorded | None, Holding | None] | None]:
+    def record_and_settle(self, change: Change, entries: EntryRule) -> AbstractContextManager["Begun | None"]:
         """Do what `record` does, `make_durable` where nothing was recorded, and then what `settle` does.
 
         A hard delete that was recorded alone is not settled: its holding is None. Yields None where the
         repository cannot; then nothing is held, and whatever was done `record` will find done.
         """
         ...
+
+
+class Begun(NamedTuple):
+    """Both steps, as far as they are taken by one call."""
+
+    recorded: Recorded | None
+    holding: Holding | None
+    settle_alone: Callable[[DeletionRecord], DeletionRecord | None]
+    """Does what `DeletionSteps.settle_alone` does, within the block; None also where it could not."""
 
 
 class ClientRepository(DeletionSteps, DeletionLedger, ClientDirectory, Protocol):

@@ -30,11 +30,10 @@ from .model import (
     Holding,
     Preview,
     Reconciliation,
-    Recorded,
     SoftDeleteEntries,
     check_client_id,
 )
-from .ports import ClientRepository, KeyValueStore, QuickSteps, RememberingStore, Run
+from .ports import Begun, ClientRepository, KeyValueStore, QuickSteps, RememberingStore, Run
 from .repair import PageAfter, Repair, mark_name, pages
 
 logger = logging.getLogger(__package__)
@@ -169,10 +168,14 @@ class DeletionService:
     def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
         check_client_id(client_id)
         change = Change(client_id, action, actor, only_if_inactive=self._guarded and action is Action.HARD)
-        with self._both_steps(change) as (recorded, holding):
+        with self._both_steps(change) as (recorded, holding, settle_alone):
+            settled = None
             if holding is not None:
                 self._bring_in_line(holding, self._kv, removals=holding.records)
-        if recorded is not None and holding is None and self._settle_alone(recorded.record):
+            elif recorded is not None:
+                settled = self._settle_alone(recorded.record, settle_alone)
+        if settled is not None:
+            self._on_settled(self._named(settled))
             return
         if holding is None:
             holding = self._settle([client_id])
@@ -184,7 +187,7 @@ class DeletionService:
                 self._write_again(client_id)
 
     @contextmanager
-    def _both_steps(self, change: Change) -> Iterator[tuple[Recorded | None, Holding | None]]:
+    def _both_steps(self, change: Change) -> Iterator[Begun]:
         """Take step 1, and hold what is pending; nothing, where a removal was recorded alone."""
         denied = self._guard is HardDelete.DENY and change.action is Action.HARD
         if self._quick is not None and not denied:
@@ -193,26 +196,26 @@ class DeletionService:
                     yield begun
                     return
         recorded = None if denied else self._repository.record(change, self._entries)
+        settle_alone = self._repository.settle_alone
         if recorded is None:
             self._repository.make_durable()
         elif recorded.alone and change.action is Action.HARD:
-            yield recorded, None
+            yield Begun(recorded, None, settle_alone)
             return
         with self._repository.settle([change.client_id]) as holding:
-            yield recorded, holding
+            yield Begun(recorded, holding, settle_alone)
 
-    def _settle_alone(self, record: DeletionRecord) -> bool:
-        """Remove what a hard delete names, and then ask whether it needed to be held; True if it did not.
+    def _settle_alone(
+        self, record: DeletionRecord, settle_alone: Callable[[DeletionRecord], DeletionRecord | None]
+    ) -> DeletionRecord | None:
+        """Remove what a hard delete names, and then ask whether it needed to be held: None if it did.
 
         Removing is safe at any time once the row is gone. It is the end of it if nobody else had one of the
         client's records since step 1 began: who did may write an entry by an older row. Step 1 saw none; what
         it was blind to, for it waited, the stamp sees.
         """
         self._kv.apply(remove=record.kv_keys, overwrite={})
-        if (settled := self._repository.settle_alone(record)) is None:
-            return False
-        self._on_settled(self._named(settled))
-        return True
+        return settle_alone(record)
 
     def _explain(self, action: Action, client_id: str, holding: Holding) -> None:
         """Raise where nothing was recorded because the row is absent, or because the guard held it back.

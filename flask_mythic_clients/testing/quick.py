@@ -4,7 +4,7 @@
 import pytest
 
 from ..model import Action, Holding, Recorded
-from ..ports import ClientRepository, QuickSteps
+from ..ports import Begun, ClientRepository, QuickSteps
 from .fixtures import (
     _HARD,
     _RESTORE,
@@ -57,12 +57,28 @@ class QuickStepsContract(RepositoryFixtures):
         _settle(repository, acme)
         with _quick(repository).record_and_settle(_change(acme, _HARD), _TEMPLATES) as begun:
             assert begun is not None
-            recorded, holding = begun
-        assert holding is None
-        assert recorded is not None
-        assert recorded.alone
-        assert list(repository.clients()) == []
-        assert _states(repository, acme) == [(_SOFT, "settled"), (_HARD, "pending")]
+            recorded, holding, settle_alone = begun
+            assert holding is None
+            assert recorded is not None
+            assert recorded.alone
+            assert list(repository.clients()) == []
+            assert _states(repository, acme) == [(_SOFT, "settled"), (_HARD, "pending")]
+            settled = settle_alone(recorded.record)
+        assert _states(repository, acme) == [(_SOFT, "settled"), (_HARD, "settled")]
+        assert settled == repository.history(acme)[-1]
+
+    def test_a_removal_beside_which_something_came_up_is_not_settled_alone(
+        self, repository: ClientRepository, add_client: AddClient
+    ) -> None:
+        acme, _, _ = self.ids
+        add_client(acme)
+        with _quick(repository).record_and_settle(_change(acme, _HARD), _TEMPLATES) as begun:
+            assert begun is not None
+            assert begun.recorded is not None
+            add_client(acme)  # anew
+            _record(repository, acme, _SOFT)
+            assert begun.settle_alone(begun.recorded.record) is None
+        assert _states(repository, acme) == [(_HARD, "pending"), (_SOFT, "pending")]
 
     def test_a_removal_beside_what_is_pending_is_held_with_it(
         self, repository: ClientRepository, add_client: AddClient
@@ -88,7 +104,7 @@ class QuickStepsContract(RepositoryFixtures):
             _settle(repository, acme)
         with _quick(repository).record_and_settle(_change(acme, action), _TEMPLATES) as begun:
             assert begun is not None
-            recorded, holding = begun
+            recorded, holding, _ = begun
             assert recorded is None
             assert holding is not None
             assert [record.action for record in holding.records] == [action] * pending
@@ -101,9 +117,9 @@ def _quick(repository: ClientRepository) -> QuickSteps:
     return repository
 
 
-def _both(begun: tuple[Recorded | None, Holding | None] | None) -> tuple[Recorded, Holding]:
+def _both(begun: Begun | None) -> tuple[Recorded, Holding]:
     assert begun is not None
-    recorded, holding = begun
+    recorded, holding, _ = begun
     assert recorded is not None
     assert holding is not None
     return recorded, holding

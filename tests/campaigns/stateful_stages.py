@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Self
 
 import sqlalchemy as sa
@@ -113,8 +114,8 @@ class FaultyRepository:
         with self._repository.record_and_settle(*args) as begun:
             if begun is not None:
                 self._faults.meet(AFTER_RECORD)
-            if begun is None or begun[1] is None:
-                yield begun
+            if begun is None or begun.holding is None:
+                yield begun and begun._replace(settle_alone=partial(self._stamp_alone, begun.settle_alone))
                 return
             self._faults.meet(BEFORE_SETTLE)
             yield begun
@@ -127,8 +128,11 @@ class FaultyRepository:
 
     def settle_alone(self, *args: Any) -> DeletionRecord | None:
         """Fulfil `ports.DeletionSteps.settle_alone`."""
+        return self._stamp_alone(self._repository.settle_alone, *args)
+
+    def _stamp_alone(self, settle_alone: Callable[..., Any], *args: Any) -> Any:
         self._faults.meet(BEFORE_STAMP)
-        settled = self._repository.settle_alone(*args)
+        settled = settle_alone(*args)
         self._faults.meet(AFTER_STAMP)
         return settled
 

@@ -48,14 +48,14 @@ def _between_trips(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -
     acts = iter([lambda: None, act])
 
     @contextmanager
-    def pipelined(engine: sa.Engine, original: Any = repository.pipelined) -> Iterator[Any]:
-        with original(engine) as (connection, send):
+    def pipelined(*arguments: Any, original: Any = repository.pipelined) -> Iterator[Any]:
+        with original(*arguments) as (connection, lone, send):
 
             def sending(*statements: Any) -> Any:
                 next(acts, lambda: None)()
                 return send(*statements)
 
-            yield connection, sending
+            yield connection, lone, sending
 
     monkeypatch.setattr(repository, "pipelined", pipelined)
 

@@ -135,7 +135,7 @@ class Recorder:
         if dialect.one_statement:
             return OneStatement(*needs)
         two = _TwoStatements(*needs)
-        return two if two.compound is None else InOneTrip(two, removes=change.action is Action.HARD)
+        return two if two.compound is None else InOneTrip(two)
 
     def _unit_of_work(self, dialect: Dialect, change: Change) -> Plan:
         needs = (self._rows, self._ledger, dialect, change.action)
@@ -322,9 +322,8 @@ class _TwoStatements:
 class InOneTrip:
     """The two statements, the look and the commit as a compound."""
 
-    def __init__(self, statements: _TwoStatements, *, removes: bool) -> None:
+    def __init__(self, statements: _TwoStatements) -> None:
         self._statements = statements
-        self._removes = removes
         self._compound: Any = statements.compound
         self.row = statements.row
 
@@ -333,8 +332,8 @@ class InOneTrip:
         return self._statements.dialect.compounds(engine)
 
     def is_quick(self, engine: sa.Engine) -> bool:  # noqa: ARG002
-        """Fulfil `Plan.is_quick`: a removal that is alone would pay a COMMIT for nothing."""
-        return not self._removes
+        """Fulfil `Plan.is_quick`."""
+        return True
 
     def take(
         self,

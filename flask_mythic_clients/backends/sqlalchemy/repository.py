@@ -1,7 +1,7 @@
 """The repository: the port, each method one step in a transaction."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from ...entries import EntryRule
 from ...errors import BusyError, ChangeRefusedError, ConfigurationError, StoreError
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview, Recorded
+from ...ports import Begun
 from .cascades import Cascades
 from .dialects import (
     BEGIN,
@@ -117,9 +118,7 @@ class SQLAlchemyRepository:
             return transactions.write(step, change.client_id, plan.begin)
 
     @contextmanager
-    def record_and_settle(
-        self, change: Change, entries: EntryRule
-    ) -> Iterator[tuple[Recorded | None, Holding | None] | None]:
+    def record_and_settle(self, change: Change, entries: EntryRule) -> Iterator[Begun | None]:
         """Fulfil `ports.QuickSteps.record_and_settle`."""
         transactions = self._transactions()
         dialect = transactions.dialect
@@ -290,7 +289,7 @@ class SQLAlchemyRepository:
         change: Change,
         entries: EntryRule,
         transactions: Transactions,
-    ) -> Iterator[tuple[sa.Connection, tuple[Recorded | None, Holding | None]]]:
+    ) -> Iterator[tuple[Any, Begun]]:
         """Take step 1, and begin step 2 where it is needed, one after the other."""
         client_id, settle = change.client_id, self._settle_in_one(dialect, plan)
         with plan.begin(engine) as transaction:
@@ -300,8 +299,11 @@ class SQLAlchemyRepository:
                 transaction.commit()
             if isinstance(transaction, Session):
                 transaction.close()
+            lone = Compounds(connection) if settle is not None else connection
+            settle_alone = partial(self._settle_alone, lone, dialect)
             if recorded is not None and recorded.alone and change.action is Action.HARD:
-                yield connection, (recorded, None)
+                with dialect.again(connection) if settle is None else nullcontext():
+                    yield lone, Begun(recorded, None, settle_alone)
                 return
             if recorded is None and dialect.durable is not None:
                 connection.execute(dialect.durable)
@@ -316,7 +318,15 @@ class SQLAlchemyRepository:
                     records = self._ledger.settle(connection, dialect, [client_id], wait=True)
                     found = [] if plan.row is None else [connection.execute(plan.row, {"of_key": key}).all()]
                 with self._found(connection, dialect, client_id, found) as clients:
-                    yield connection, (recorded, Holding(tuple(records), clients))
+                    yield connection, Begun(recorded, Holding(tuple(records), clients), settle_alone)
+
+    def _settle_alone(
+        self, connection: Any, dialect: Dialect, record: DeletionRecord
+    ) -> DeletionRecord | None:
+        try:
+            return self._ledger.settle_alone(connection, dialect, record)
+        except sa.exc.SQLAlchemyError:
+            return None  # it is settled like the rest, which tells what is wrong if that lasts
 
     def _settle_in_one(self, dialect: Dialect, plan: Plan) -> Compound | None:
         settle = partial(dialect.settle_in_one, self._ledger.table, self._ledger.of_client, plan.row)
@@ -342,7 +352,7 @@ class SQLAlchemyRepository:
         plan: OneStatement,
         key: Any,
         change: Change,
-    ) -> Iterator[tuple[sa.Connection, tuple[Recorded | None, Holding | None]]]:
+    ) -> Iterator[tuple[Any, Begun]]:
         """Take step 1, and begin step 2 where it is needed, in one or two round trips."""
         ready, no_parameters = dialect.ready, dict[str, Any]()
         of_client = {"of_client_id": change.client_id}
@@ -351,7 +361,8 @@ class SQLAlchemyRepository:
         step_2 = [(ready(stamp), of_client)]
         if plan.row is not None:
             step_2.append((ready(plan.row), {"of_key": key}))
-        with pipelined(engine) as (connection, send):
+        with pipelined(engine, ready) as (connection, lone, send):
+            settle_alone = partial(self._settle_alone, lone, dialect)
             plan.ask(connection)
             begun: list[Rows] = []
             if change.action is Action.HARD:
@@ -367,7 +378,7 @@ class SQLAlchemyRepository:
                     *first, BEGIN, durable, COMMIT_AND_BEGIN, *step_2, (ready(left), of_client)
                 )
             elif recorded.alone and change.action is Action.HARD:
-                yield connection, (recorded, None)
+                yield lone, Begun(recorded, None, settle_alone)
                 return
             elif not begun:
                 begun = send(BEGIN, *step_2)
@@ -377,7 +388,7 @@ class SQLAlchemyRepository:
                 records = self._ledger.settle(connection, dialect, [change.client_id], wait=True)
                 found = send(*step_2[1:])
             with self._found(connection, dialect, change.client_id, found) as clients:
-                yield connection, (recorded, Holding(tuple(records), clients))
+                yield connection, Begun(recorded, Holding(tuple(records), clients), settle_alone)
 
     def _hold_rows(
         self,

@@ -11,11 +11,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ...errors import BusyError, ForeignError, RepositoryError
+from ...ports import Begun
 from .dialects import Dialect, Verdict
 
 _T = TypeVar("_T")
 Begin: TypeAlias = Callable[[sa.Engine], AbstractContextManager[Any]]
 """Opens a session, or a connection, in a transaction of our own."""
+_LASTING = {Verdict.BUSY, Verdict.AWAY}
 _REFUSALS = {Verdict.CONSTRAINT, Verdict.REFUSED, Verdict.MAPPING}
 
 
@@ -107,29 +109,32 @@ class Transactions:
     @contextmanager
     def at_once(
         self,
-        begin: Callable[[sa.Engine, Dialect], AbstractContextManager[tuple[sa.Connection, _T]]],
+        begin: Callable[[sa.Engine, Dialect], AbstractContextManager[tuple[Any, Begun]]],
         client_id: str,
-    ) -> Iterator[_T | None]:
+    ) -> Iterator[Begun | None]:
         """Do what `write` and `hold` do, by one call, and leave the transaction open for the block.
 
         Yields None where that does not go well: the two find out why. It may have been committed until there.
         """
         dialect = self.dialect
-        with ExitStack() as stack:
-            dialect.turns.take(client_id if dialect.locks_rows else "", stack)
-            held: _T | None = None
+        with ExitStack() as turn, ExitStack() as stack:
+            dialect.turns.take(client_id if dialect.locks_rows else "", turn)
+            begun: Begun | None = None
             try:
-                connection, held = stack.enter_context(begin(self.engine, dialect))
+                transaction, begun = stack.enter_context(begin(self.engine, dialect))
             except sa.exc.SQLAlchemyError as error:
-                if dialect.verdict(error) is Verdict.BUSY:  # they would wait as long again
+                # They would wait as long again, or be told the same; but not on a fresh connection.
+                if dialect.verdict(error) in _LASTING and not getattr(error, "connection_invalidated", False):
                     raise self._translated(error) from self._told(error)
             except UndecidedError:
                 pass
-            if held is None:
+            if begun is None:
                 stack.close()
-            yield held
-            if held is not None:
-                self._commit(connection)
+            if begun is None or begun.holding is None:
+                turn.close()  # nothing is held that others would wait for
+            yield begun
+            if begun is not None:
+                self._commit(transaction)
 
     def _commit(self, transaction: Session | sa.Connection) -> None:
         try:

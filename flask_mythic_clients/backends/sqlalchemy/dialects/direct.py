@@ -62,14 +62,17 @@ def direct(engine: sa.Engine, ready: Callable[[Any], Ready]) -> Iterator[Direct]
 
 
 @contextmanager
-def pipelined(engine: sa.Engine) -> Iterator[tuple[sa.Connection, Send]]:
+def pipelined(
+    engine: sa.Engine, ready: Callable[[Any], Ready]
+) -> Iterator[tuple[sa.Connection, Direct, Send]]:
     """Check a connection out for transactions that are begun by statements, many in a round trip.
 
-    Its `commit` ends the last one; what is raised rolls back. Sending raises SQLAlchemy's errors.
+    Its `commit` ends the last one; what is raised rolls back. Sending raises SQLAlchemy's errors. Single
+    statements between them go the direct way.
     """
     with engine.connect() as connection, _Way(connection) as way, undone(connection):
         connection.begin()  # sends nothing: so that SQLAlchemy ends what is begun here
-        yield connection, way.send
+        yield connection, Direct(way, ready), way.send
 
 
 class _Way:
