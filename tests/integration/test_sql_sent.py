@@ -286,7 +286,7 @@ def test_mariadb_gets_few_statements_for_each_step_and_each_is_bounded(
     )
     change = {"UPDATE": "UPDATE clients SET status", "DELETE": "DELETE FROM clients"}[ACTION[action]]
     step_1 = f"{IN_ONE}{begin}DO LAST_INSERT_ID.*; {BOUNDED}{insert} .*; IF .* THEN {BOUNDED}{change}.*; "
-    step_1 += f"{look} THEN ROLLBACK; .* ELSE COMMIT; END IF; ELSE ROLLBACK; END IF; END$"
+    step_1 += f"{look} THEN ROLLBACK; .* ELSE COMMIT; END IF; ELSE ROLLBACK; SELECT 0 .*; END IF; END$"
     stamp = "UPDATE client_deletions SET settled_at"
     if action is Action.HARD:
         settle = (
@@ -331,6 +331,24 @@ def test_mariadb_makes_few_round_trips(
         monkeypatch.setattr(pymysql.connections.Connection, "_execute_command", count)
         assert scene.host.delete(f"acme{'?hard=true' * (action is Action.HARD)}").status_code == 200
     assert len(sent) == trips, sent
+
+
+@pytest.mark.parametrize("action", ACTION)
+def test_mariadb_may_give_a_record_its_id_by_a_trigger(
+    empty_database: Callable[[str], str], open_scene: Any, action: Action
+) -> None:
+    """It is no LAST_INSERT_ID, by which a compound knows that there is a record."""
+    with open_scene(empty_database("mariadb")) as scene:
+        with scene.second_connection() as connection:
+            connection.exec_driver_sql(
+                "CREATE TRIGGER numbers BEFORE INSERT ON client_deletions FOR EACH ROW"
+                " SET NEW.id = (SELECT 1000 + count(*) FROM client_deletions)"
+            )
+        scene.act(action)
+        (record,) = scene.host.records("acme")
+        assert record.id >= 1000
+        assert scene.status() is (None if action is Action.HARD else False)
+        assert scene.agrees()
 
 
 DURABLE_ENOUGH = {"delete": [2, 2], "wal": [2, 1]}  # the others lose more than a stamp

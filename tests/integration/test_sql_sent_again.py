@@ -14,8 +14,9 @@ from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue
 
-from .scene import BOUNDED, Scene, make_scene
+from .scene import BOUNDED, OURS, Scene, Told, make_scene
 
+LISTENERS = Told(path="listeners")
 # Statements that fail: by these a server tells of a transaction that it rolled back, and of something else.
 CONFLICTS = {
     "postgresql": ["DO $$BEGIN RAISE SQLSTATE '40001'; END$$", "DO $$BEGIN RAISE SQLSTATE '40P01'; END$$"],
@@ -27,16 +28,29 @@ DISK_FULL = {
 }
 
 
-@pytest.fixture(params=["postgresql+psycopg", "postgresql+psycopg2", "mariadb+pymysql", "mariadb+mysqldb"])
+DRIVERS = ["postgresql+psycopg", "postgresql+psycopg2", "mariadb+pymysql", "mariadb+mysqldb"]
+BY_UNIT_OF_WORK = ["postgresql+psycopg", "mariadb+pymysql"]
+
+
+@pytest.fixture(
+    params=[*((driver, OURS) for driver in DRIVERS), *((driver, LISTENERS) for driver in BY_UNIT_OF_WORK)],
+    ids=lambda param: "-".join(map(str, param)),
+)
 def scene(
     request: pytest.FixtureRequest,
     database_by: Callable[[str], str],
     empty_kv: Callable[[str], KeyValue],
 ) -> Iterator[Scene]:
     """Client `acme`, on the databases with servers, by each driver that people use with them."""
-    with make_scene(database_by(request.param), empty_kv("either")) as scene:
+    driver, told = request.param
+    with make_scene(database_by(driver), empty_kv("either"), told) as scene:
         scene.add()
         yield scene
+
+
+def _is_quick(scene: Scene) -> bool:
+    """Whether both steps are tried at once before they are, one by one."""
+    return scene.kind == "mariadb" or scene.told is LISTENERS
 
 
 def _engine(scene: Scene) -> sa.Engine:
@@ -77,7 +91,7 @@ def test_a_conflict_that_does_not_end_is_an_error_and_loses_nothing(
     monkeypatch.setattr("time.sleep", naps.append)
     with pytest.raises(RepositoryError):
         scene.act(Action.HARD)
-    at_once = scene.kind == "mariadb"  # both steps are tried before they are, one by one
+    at_once = _is_quick(scene)
     assert len(tried) == 5 + at_once
     assert len(naps) == 4
     assert max(naps) <= 0.02  # the client waits
@@ -175,7 +189,7 @@ def test_a_database_that_closes_every_connection_is_tried_twice(scene: Scene, qu
 
     sa.event.listen(_engine(scene), "before_cursor_execute", close)
     assert scene.host.delete(f"acme{query}").status_code == 503
-    at_once = scene.kind == "mariadb"  # both steps are tried before they are, one by one
+    at_once = _is_quick(scene)
     assert len(closed) == 2 + at_once
     sa.event.remove(_engine(scene), "before_cursor_execute", close)
     assert scene.host.delete(f"acme{query}").status_code == 200

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -318,6 +319,25 @@ def test_a_peer_that_is_no_redis_is_an_outage(listening: socket.socket, reply: b
     listening.shutdown(socket.SHUT_RDWR)
     peer.join(5)
     assert error.__cause__ is None or isinstance(error.__cause__, ForeignError)
+
+
+@pytest.mark.parametrize(
+    ("remove", "overwrite", "commands"),
+    [([], {}, []), (["a"], {}, ["UNLINK"] * 2), (["a", "b"], {"c": "1"}, ["UNLINK"] * 3 + ["SET"])],
+)
+def test_nothing_to_do_is_no_call_and_the_leases_are_one_command(
+    kv: KeyValue, remove: list[str], overwrite: dict[str, str], commands: list[str]
+) -> None:
+    store = RedisStore(kv.raw)
+    kv.raw.config_resetstat()
+    store.apply(remove=remove, overwrite=overwrite)
+    stats = kv.raw.info("commandstats").items()
+    asked = {
+        name.removeprefix("cmdstat_"): told["calls"] + told.get("rejected_calls", 0) for name, told in stats
+    }
+    assert {name.upper(): count for name, count in asked.items() if name in ("unlink", "set")} == Counter(
+        commands
+    )
 
 
 def test_a_large_set_is_removed_without_holding_the_server_up(kv: KeyValue) -> None:

@@ -103,7 +103,7 @@ class RedisStore:
     ) -> set[str]:
         """Do the work, each server's in one pipeline, which ends with the server's seal if it has one."""
         leases: list[Task] = [(key, ("UNLINK", lease_of(key))) for key in (*remove, *overwrite)]
-        if len(leases) == 1 or not self._nodes.take_many:
+        if len(leases) < 2 or not self._nodes.take_many:
             return self._work(leases, remove, overwrite, seals)
         at_once: Task = (_LEASES, ("UNLINK", *(command[1] for _, command in leases)))
         try:

@@ -346,11 +346,13 @@ class InOneTrip:
         if self._statements.ask(transaction.connection):
             transaction.connection.rollback()  # a compound begins its own
         given = {_KEY: key, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
-        inserted, *kept = transaction.send(self._compound, given)
+        inserted, *undone = transaction.send(self._compound, given)
         if not inserted:
             return None
-        if kept:
+        if undone and undone[0].one().kept:
             raise KeptError
+        if undone:
+            raise UndecidedError(for_good=True)
         return self._statements.told(inserted.one(), change)
 
 

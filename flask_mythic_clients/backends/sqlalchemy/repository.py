@@ -300,7 +300,7 @@ class SQLAlchemyRepository:
             if isinstance(transaction, Session):
                 transaction.close()
             lone = Compounds(connection) if settle is not None else connection
-            settle_alone = partial(self._settle_alone, lone, dialect)
+            settle_alone = partial(self._settle_alone, connection, lone, dialect)
             if recorded is not None and recorded.alone and change.action is Action.HARD:
                 with dialect.again(connection) if settle is None else nullcontext():
                     yield lone, Begun(recorded, None, settle_alone)
@@ -321,12 +321,18 @@ class SQLAlchemyRepository:
                     yield connection, Begun(recorded, Holding(tuple(records), clients), settle_alone)
 
     def _settle_alone(
-        self, connection: Any, dialect: Dialect, record: DeletionRecord
+        self, connection: sa.Connection, lone: Any, dialect: Dialect, record: DeletionRecord
     ) -> DeletionRecord | None:
+        """Stamp it by `lone`, which is the connection or stands for it; None also where that fails.
+
+        Then it is settled like the rest, on a fresh connection, which tells what is wrong if that lasts.
+        """
         try:
-            return self._ledger.settle_alone(connection, dialect, record)
+            return self._ledger.settle_alone(lone, dialect, record)
         except sa.exc.SQLAlchemyError:
-            return None  # it is settled like the rest, which tells what is wrong if that lasts
+            with suppress(sa.exc.SQLAlchemyError):
+                connection.rollback()
+            return None
 
     def _settle_in_one(self, dialect: Dialect, plan: Plan) -> Compound | None:
         settle = partial(dialect.settle_in_one, self._ledger.table, self._ledger.of_client, plan.row)
@@ -362,7 +368,7 @@ class SQLAlchemyRepository:
         if plan.row is not None:
             step_2.append((ready(plan.row), {"of_key": key}))
         with pipelined(engine, ready) as (connection, lone, send):
-            settle_alone = partial(self._settle_alone, lone, dialect)
+            settle_alone = partial(self._settle_alone, connection, lone, dialect)
             plan.ask(connection)
             begun: list[Rows] = []
             if change.action is Action.HARD:

@@ -22,6 +22,7 @@ _BEGUN = f"BEGIN NOT ATOMIC {_ISOLATION}; START TRANSACTION;"
 _STAMP: Any = sa.literal_column("mythic_stamp", sa.DateTime)
 _BEGUN_TO_STAMP = f"BEGIN NOT ATOMIC DECLARE {_STAMP} DATETIME(6); {_ISOLATION}; START TRANSACTION;"
 _KEPT: sa.Select[Any] = sa.select(sa.literal_column("1").label("kept"))
+_UNNUMBERED: sa.Select[Any] = sa.select(sa.literal_column("0").label("kept"))
 _STATEMENTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "REPLACE", "SHOW")
 
 
@@ -80,18 +81,19 @@ class MariaDB(Dialect):
     def change_in_one(self, insert: Any, change: Any, kept: sa.Select[Any] | None) -> Compound | None:
         """Fulfil `Dialect.change_in_one`.
 
-        No ROW_COUNT is had of an INSERT … RETURNING.
+        Of an INSERT … RETURNING no ROW_COUNT is had. Its id tells, unless a trigger of the host's gives ids.
         """
         if not self._takes_compounds:
             return None
         inserted, changed, told = self._ready(insert), self._ready(change), self._ready(_KEPT)
+        unnumbered = self._ready(_UNNUMBERED)
         is_kept: list[str | Ready] = (
             ["ROW_COUNT() = 0"] if kept is None else ["EXISTS (", self._ready(kept), ")"]
         )
         parts = (
             *(_BEGUN, "DO LAST_INSERT_ID(0);", _BOUNDED, inserted, "; IF LAST_INSERT_ID() > 0 THEN"),
             *(_BOUNDED, changed, "; IF", *is_kept, "THEN ROLLBACK;", told, "; ELSE COMMIT; END IF;"),
-            "ELSE ROLLBACK; END IF; END",
+            *("ELSE ROLLBACK;", unnumbered, "; END IF; END"),
         )
         compound = Compound(parts, (inserted, told))
         return compound if compound.is_ready else None

@@ -123,8 +123,9 @@ class PostgreSQL(Dialect):
 
     def goes_on(self, ledger: Any) -> sa.ColumnElement[bool]:
         """Fulfil `Dialect.goes_on`; a constraint is deferred by a trigger of its own."""
-        c = _TRIGGER.c
-        return sa.exists().where(c.tgdeferrable | ((c.tgrelid == self._oid(ledger)) & ~c.tgisinternal))
+        c, oid = _TRIGGER.c, self._oid(ledger)
+        called = sa.exists().where(c.tgdeferrable | ((c.tgrelid == oid) & ~c.tgisinternal))
+        return called | sa.exists().where(_CLASS.c.oid == oid, _CLASS.c.relhasrules)
 
     def finish(self, connection: sa.Connection) -> None:
         """Fulfil `Dialect.finish`."""

@@ -18,7 +18,6 @@ _OURS: Mapping[str, Callable[[int], int]] = {
 }
 _TIME = "%Y-%m-%d %H:%M:%f000"  # as SQLAlchemy writes a DateTime; its clock knows milliseconds
 
-_SCHEMA = sa.table("sqlite_master", sa.column("type"), sa.column("tbl_name"))
 _TEMPORARY = sa.table("sqlite_temp_master", sa.column("type"))
 
 
@@ -89,7 +88,7 @@ class SQLite(Dialect):
 
     def goes_on(self, ledger: Any) -> sa.ColumnElement[bool]:
         """Fulfil `Dialect.goes_on`."""
-        c = _SCHEMA.c
+        c = sa.table("sqlite_master", sa.column("type"), sa.column("tbl_name"), schema=ledger.schema).c
         found = sa.exists().where(c.type == "trigger", sa.func.lower(c.tbl_name) == ledger.name.lower())
         temporary = sa.exists().where(_TEMPORARY.c.type == "trigger")
         return found | temporary

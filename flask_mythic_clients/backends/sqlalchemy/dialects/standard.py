@@ -122,8 +122,9 @@ class Dialect:
     def change_in_one(self, insert: Any, change: Any, kept: sa.Select[Any] | None) -> Compound | None:  # noqa: ARG002
         """Return a compound that inserts a record, changes the row if there is one, and commits.
 
-        It gives what was inserted; after that, where the row is `kept` as it was, a row more, and has rolled
-        back. `kept` is a query that finds it so; None: the number of rows tells. None where there is none.
+        It gives what was inserted; after that, where it has rolled back, whether that is because the row is
+        `kept` as it was. `kept` is a query that finds it so; None: the number of rows tells. None where there
+        is no such compound.
         """
         return None
 
@@ -210,7 +211,7 @@ class Dialect:
         raise NotImplementedError
 
     def goes_on(self, ledger: Any) -> sa.ColumnElement[bool]:  # noqa: ARG002
-        """Whether a trigger may act when all is said: at the record, or at the commit."""
+        """Whether a trigger or a rule may act after the change: at the record, or at the commit."""
         return sa.false()
 
     def finish(self, connection: sa.Connection) -> None:
