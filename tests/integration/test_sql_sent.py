@@ -150,6 +150,25 @@ class WithoutValues(Told):
         return type("Client", (db.Model,), {"__tablename__": table, **columns})
 
 
+def test_postgresql_locks_no_row_whose_id_is_the_beginning_of_the_one_asked_for(
+    empty_database: Callable[[str], str], open_scene: Any
+) -> None:
+    """As a cast to the column's length would; the unit of work asks for a list of ids."""
+    long = "a" * 64
+
+    class Listened(WithoutValues):
+        def map(self, db: SQLAlchemy, table: str = "clients") -> Any:
+            model = super().map(db, table)
+            sa.event.listen(model, "before_delete", lambda *_: None)
+            return model
+
+    with open_scene(empty_database("postgresql"), Listened()) as scene:
+        scene.host.add(id=long, status=True)
+        with scene.second_connection() as connection:
+            connection.exec_driver_sql(f"SELECT * FROM clients WHERE id = '{long}' FOR UPDATE")
+            assert scene.host.delete(f"{long}b?hard=true").status_code == 404
+
+
 @pytest.mark.skipif(not hasattr(psycopg, "RawCursor"), reason="psycopg has numbered parameters since 3.2")
 @pytest.mark.parametrize("path", TRIPS)
 @pytest.mark.parametrize(("told", "expected"), [(WithoutValues(), TRIPS), (OURS, TRIPS_OF_ORM)], ids=str)

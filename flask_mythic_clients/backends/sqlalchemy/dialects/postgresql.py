@@ -119,7 +119,10 @@ class PostgreSQL(Dialect):
 
     def among(self, column: sa.Column[Any], name: str, type_: Any = None) -> sa.ColumnElement[bool]:
         """Fulfil `Dialect.among`: one parameter, so that the text is the same for any number of them."""
-        return column == sa.any_(sa.bindparam(name, type_=ARRAY(type_ or column.type)))
+        type_ = type_ or column.type
+        # Without a length: in an array SQLAlchemy would cast to it, which cuts a value off.
+        item = sa.String() if isinstance(type_, sa.String) else type_
+        return column == sa.any_(sa.bindparam(name, type_=ARRAY(item)))
 
     def goes_on(self, ledger: Any) -> sa.ColumnElement[bool]:
         """Fulfil `Dialect.goes_on`; a constraint is deferred by a trigger of its own."""
