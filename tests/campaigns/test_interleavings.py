@@ -261,10 +261,12 @@ class StampsFirst(DeletionService):
 class StampsAloneFirst(DeletionService):
     """Removes the entries only after the record is stamped."""
 
-    def _settle_alone(self, record: DeletionRecord) -> bool:
-        settled = self._repository.settle_alone(record)
+    def _settle_alone(
+        self, record: DeletionRecord, settle_alone: Callable[[DeletionRecord], DeletionRecord | None]
+    ) -> DeletionRecord | None:
+        settled = settle_alone(record)
         self._kv.apply(remove=record.kv_keys, overwrite={})
-        return settled is not None
+        return settled
 
 
 class WritesAgainFromAnOldRow(DeletionService):

@@ -136,7 +136,7 @@ class SQLAlchemyRepository:
             return
         with (
             self._refusals(change, transactions),
-            transactions.at_once(begin, change.client_id) as begun,
+            transactions.at_once(begin, change.client_id, knows=not isinstance(plan, OneStatement)) as begun,
         ):
             yield begun
 

@@ -17,7 +17,6 @@ from .dialects import Dialect, Verdict
 _T = TypeVar("_T")
 Begin: TypeAlias = Callable[[sa.Engine], AbstractContextManager[Any]]
 """Opens a session, or a connection, in a transaction of our own."""
-_LASTING = {Verdict.BUSY, Verdict.AWAY}
 _REFUSALS = {Verdict.CONSTRAINT, Verdict.REFUSED, Verdict.MAPPING}
 
 
@@ -111,10 +110,13 @@ class Transactions:
         self,
         begin: Callable[[sa.Engine, Dialect], AbstractContextManager[tuple[Any, Begun]]],
         client_id: str,
+        *,
+        knows: bool,
     ) -> Iterator[Begun | None]:
         """Do what `write` and `hold` do, by one call, and leave the transaction open for the block.
 
         Yields None where that does not go well: the two find out why. It may have been committed until there.
+        `knows` tells that what is not known is no failure of the way taken.
         """
         dialect = self.dialect
         with ExitStack() as turn, ExitStack() as stack:
@@ -124,7 +126,8 @@ class Transactions:
                 transaction, begun = stack.enter_context(begin(self.engine, dialect))
             except sa.exc.SQLAlchemyError as error:
                 # They would wait as long again, or be told the same; but not on a fresh connection.
-                if dialect.verdict(error) in _LASTING and not getattr(error, "connection_invalidated", False):
+                lasting = {Verdict.BUSY, Verdict.AWAY, *([Verdict.UNKNOWN] if knows else [])}
+                if dialect.verdict(error) in lasting and not getattr(error, "connection_invalidated", False):
                     raise self._translated(error) from self._told(error)
             except UndecidedError:
                 pass
