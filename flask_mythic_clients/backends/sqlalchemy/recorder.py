@@ -73,10 +73,6 @@ class Plan(Protocol):
         """Open the transaction that it is taken in."""
         ...
 
-    def is_quick(self, engine: sa.Engine) -> bool:
-        """Whether it is worth it to go on with step 2 on the same connection, for now."""
-        ...
-
     def take(self, transaction: Any, key: Any, change: Change, entries: EntryRule) -> Recorded | None:
         """Take the step for the row of that key; return None where there is nothing to change.
 
@@ -211,8 +207,8 @@ class OneStatement:
         except (sa.exc.NotSupportedError, sa.exc.DataError) as error:  # a rule in the way, or divided by zero
             raise UndecidedError(for_good=True) from error
 
-    def is_quick(self, engine: sa.Engine) -> bool:
-        """Fulfil `Plan.is_quick`: where it can be sent past SQLAlchemy."""
+    def is_direct(self, engine: sa.Engine) -> bool:
+        """Whether it can be sent past SQLAlchemy, for now."""
         return self._dialect.is_direct(engine) and bool(self._dialect.ready(self.statement).is_ready)
 
     def ask(self, connection: sa.Connection) -> None:
@@ -274,10 +270,6 @@ class _TwoStatements:
         """Fulfil `Plan.begin`."""
         return self.dialect.statements(engine)
 
-    def is_quick(self, engine: sa.Engine) -> bool:  # noqa: ARG002
-        """Fulfil `Plan.is_quick`."""
-        return True
-
     def take(
         self,
         transaction: sa.Connection,
@@ -330,10 +322,6 @@ class InOneTrip:
     def begin(self, engine: sa.Engine) -> AbstractContextManager[Compounds]:
         """Fulfil `Plan.begin`."""
         return self._statements.dialect.compounds(engine)
-
-    def is_quick(self, engine: sa.Engine) -> bool:  # noqa: ARG002
-        """Fulfil `Plan.is_quick`."""
-        return True
 
     def take(
         self,
@@ -389,10 +377,6 @@ class _UnitOfWork:
     def begin(self, engine: sa.Engine) -> AbstractContextManager[Session]:
         """Fulfil `Plan.begin`."""
         return self._dialect.transaction(engine, self._sessions)
-
-    def is_quick(self, engine: sa.Engine) -> bool:  # noqa: ARG002
-        """Fulfil `Plan.is_quick`."""
-        return True
 
     def take(self, transaction: Session, key: Any, change: Change, entries: EntryRule) -> Recorded | None:
         """Fulfil `Plan.take`."""

@@ -1,7 +1,7 @@
 """The repository: the port, each method one step in a transaction."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal
@@ -124,14 +124,14 @@ class SQLAlchemyRepository:
         dialect = transactions.dialect
         key = self._rows.key_of(change.client_id, dialect)
         plan = self._recorder.plan(dialect, change, entries)
-        begin: Any = None
-        if key is not None and plan.is_quick(transactions.engine):
-            if isinstance(plan, OneStatement):
-                begin = partial(self._pipelined, plan=plan, key=key, change=change)
-            else:
-                begin = partial(self._on_one_connection, plan=plan, key=key, change=change)
-                begin = partial(begin, entries=entries, transactions=transactions)
-        if begin is None:
+        begin: Any
+        if isinstance(plan, OneStatement):
+            begin = partial(self._pipelined, plan=plan, key=key, change=change)
+            quick = plan.is_direct(transactions.engine)
+        else:
+            begin = partial(self._on_one_connection, plan=plan, key=key, change=change)
+            begin, quick = partial(begin, entries=entries, transactions=transactions), True
+        if key is None or not quick:
             yield None
             return
         with (
@@ -301,20 +301,18 @@ class SQLAlchemyRepository:
                 transaction.close()
             lone = Compounds(connection) if settle is not None else connection
             settle_alone = partial(self._settle_alone, connection, lone, dialect)
-            if recorded is not None and recorded.alone and change.action is Action.HARD:
-                with dialect.again(connection) if settle is None else nullcontext():
-                    yield lone, Begun(recorded, None, settle_alone)
-                return
             if recorded is None and dialect.durable is not None:
                 connection.execute(dialect.durable)
                 connection.commit()
             given = {"of_client_id": client_id, "of_key": key}
-            with ExitStack() as begun:
+            with nullcontext() if settle is not None else dialect.again(connection):
+                if recorded is not None and recorded.alone and change.action is Action.HARD:
+                    yield lone, Begun(recorded, None, settle_alone)
+                    return
                 if settle is not None:
                     _, stamped, *row = Compounds(connection).send(settle, given)
                     records, found = self._ledger.records(dialect, stamped), list[Sequence[Any]](row)
                 else:
-                    begun.enter_context(dialect.again(connection))
                     records = self._ledger.settle(connection, dialect, [client_id], wait=True)
                     found = [] if plan.row is None else [connection.execute(plan.row, {"of_key": key}).all()]
                 with self._found(connection, dialect, client_id, found) as clients:
