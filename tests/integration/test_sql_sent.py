@@ -77,8 +77,8 @@ def test_postgresql_gets_one_statement_then_one_update_and_one_read_where_it_wri
 ) -> None:
     with open_scene(empty_database("postgresql")) as scene, _sent(scene) as log:
         scene.act(action)
-    changed = rf"WITH changed AS \({ACTION[action]} .* RETURNING .*\), "
-    changed += r"recorded AS \(INSERT INTO client_deletions .* RETURNING .*\) SELECT \(SELECT recorded.id"
+    changed = rf"WITH found AS .* changed AS \({ACTION[action]} .* RETURNING .*\), "
+    changed += r"recorded AS \(INSERT INTO client_deletions .* RETURNING .*\) SELECT recorded.id"
     stamp = "UPDATE client_deletions SET settled_at"
     step_2 = [stamp, "SELECT .* FROM clients", "KV", "COMMIT"]
     if action is Action.HARD:
@@ -106,10 +106,14 @@ def test_postgresql_gets_one_statement_also_where_the_id_is_a_uuid(
             sa.event.listen(db.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
         assert host.delete(f"{id}?hard=true").status_code == 200
         assert [record.kv_keys for record in host.records(f"{id}")] == [(f"client:{id}",)]
-    assert statements[0].startswith("WITH changed")
+    assert statements[0].startswith("WITH found")
 
 
-STEP_1, STAMP, ROW = "WITH changed AS", "UPDATE client_deletions SET settled_at", "SELECT .* FROM clients"
+STEP_1, STAMP, ROW = (
+    "WITH found AS .* changed AS",
+    "UPDATE client_deletions SET settled_at",
+    "SELECT .* FROM clients",
+)
 BEGIN, NEXT = "BEGIN ISOLATION LEVEL READ COMMITTED", "COMMIT AND CHAIN"
 DURABLE, LEFT = "SELECT pg_logical_emit_message", "SELECT client_deletions.id FROM client_deletions"
 WRITTEN_AGAIN = [[BEGIN], [f"{ROW}.* FOR SHARE"], ["COMMIT"]]
@@ -120,7 +124,7 @@ TRIPS = {
     "nobody?hard=true": [[STEP_1], [BEGIN, DURABLE, NEXT, STAMP, ROW, LEFT], ["COMMIT"]],
     "deleted": [
         [BEGIN, STEP_1, NEXT, STAMP, ROW],
-        ["ROLLBACK", BEGIN, DURABLE, NEXT, STAMP, ROW, LEFT],
+        ["COMMIT", BEGIN, DURABLE, NEXT, STAMP, ROW, LEFT],
         ["COMMIT"],
         *WRITTEN_AGAIN,
     ],
@@ -131,7 +135,7 @@ TRIPS_OF_ORM = {
     "nobody?hard=true": [[STEP_1], [BEGIN, DURABLE, NEXT, STAMP, LEFT], [ROW], ["COMMIT"]],
     "deleted": [
         [BEGIN, STEP_1, NEXT, STAMP],
-        ["ROLLBACK", BEGIN, DURABLE, NEXT, STAMP, LEFT],
+        ["COMMIT", BEGIN, DURABLE, NEXT, STAMP, LEFT],
         [ROW],
         ["COMMIT"],
         *WRITTEN_AGAIN,
@@ -187,6 +191,22 @@ def test_psycopg_makes_few_round_trips(
     assert list(map(len, trips)) == list(map(len, expected[path])), trips
     for trip, patterns in zip(trips, expected[path], strict=True):
         _matches(trip, patterns)
+
+
+@pytest.mark.skipif(not hasattr(psycopg, "RawCursor"), reason="psycopg has numbered parameters since 3.2")
+@pytest.mark.parametrize("path", ["nobody", "nobody?hard=true", "deleted"])
+def test_what_psycopg_has_prepared_lasts(
+    empty_database: Callable[[str], str], open_scene: Any, path: str
+) -> None:
+    """The driver forgets it all at a ROLLBACK."""
+    with open_scene(empty_database("postgresql")) as scene:
+        scene.add("deleted")
+        for id in ("acme", "deleted"):
+            scene.act(Action.SOFT, id)
+        scene.host.delete(path)
+        with scene.host.flask.app_context(), scene.host.db.engine.connect() as connection:
+            prepared = connection.exec_driver_sql("SELECT statement FROM pg_prepared_statements").scalars()
+            assert [text for text in prepared if "changed AS (UPDATE" in " ".join(text.split())]
 
 
 @pytest.mark.parametrize("to", ["the engine", "all engines"])

@@ -141,7 +141,7 @@ def _statements(scene: Scene, look: Callable[[Scene], Any]) -> list[tuple[str, A
     sa.event.listen(engine, "before_cursor_execute", note)
     look(scene)
     sa.event.remove(engine, "before_cursor_execute", note)
-    return [pair for pair in found if "WITH changed" not in pair[0]]
+    return [pair for pair in found if "changed AS" not in pair[0]]
 
 
 def _parts(statement: str, parameters: Any) -> Iterator[tuple[str, Any]]:

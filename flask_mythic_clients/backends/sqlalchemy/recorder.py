@@ -170,16 +170,19 @@ class OneStatement:
         insert = sa.insert(ledger).from_select(names, sa.select(*values).select_from(changed))
         recorded = insert.returning(*_inserted(ledger)).cte("recorded")
         event = "DELETE" if action is Action.HARD else "UPDATE"
-        part: Any = sa.select(sa.literal_column("tableoid")).select_from(table).where(applies)
+        part: Any = sa.select(sa.literal_column("tableoid").label("part")).select_from(table).where(applies)
+        found = sa.select(part.cte("found"))
         # Not a constant, which would be divided by when the statement is planned.
-        zero = sa.select(sa.func.count()).select_from(changed).where(sa.false()).scalar_subquery()
-        failing = sa.case((dialect.watched(event, table, ledger, part), 1 / zero))
-        seen = sa.exists().where(applies).select_from(table)
+        zero = sa.func.pg_backend_pid(type_=sa.Integer) * 0
+        failing = sa.case((dialect.watched(event, table, ledger, found), sa.literal(1) // zero))
         # The snapshot has not the record that is just being inserted.
         alone = ~_others(ledger).exists()
-        # Each by itself, for the others are told also where nothing was recorded.
-        told = [sa.select(column).scalar_subquery().label(column.name) for column in _inserted(recorded)]
-        self.statement = sa.select(*told, seen.label("seen"), failing.label("failing"), alone.label("alone"))
+        told = (found.exists().label("seen"), failing.label("failing"), alone.label("alone"))
+        # A row also where nothing was recorded.
+        always = sa.select(sa.literal_column("1")).subquery("always")
+        self.statement = sa.select(*_inserted(recorded), *told).select_from(
+            always.outerjoin(recorded, sa.true())
+        )
         self._dialect = dialect
         self._fits = sa.select(dialect.is_table(table) & ~dialect.watched(event, table, ledger))
         self._reaches_clients = cascades.lead_to_clients if action is Action.HARD else lambda _: False

@@ -18,6 +18,7 @@ from ...ports import Begun
 from .cascades import Cascades
 from .dialects import (
     BEGIN,
+    COMMIT,
     COMMIT_AND_BEGIN,
     ROLLBACK,
     Compound,
@@ -376,7 +377,8 @@ class SQLAlchemyRepository:
             recorded = plan.told(told.one(), change)
             missed: Any = recorded is not None  # nothing to stamp: another was first
             if recorded is None:
-                first = [ROLLBACK] if begun else []
+                # Where that has stamped nothing no ROLLBACK: at one the driver forgets what it has prepared.
+                first = [ROLLBACK if begun[0] else COMMIT] if begun else []
                 durable = ready(dialect.durable), no_parameters
                 _, *begun, missed = send(
                     *first, BEGIN, durable, COMMIT_AND_BEGIN, *step_2, (ready(left), of_client)

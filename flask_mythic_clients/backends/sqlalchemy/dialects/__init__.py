@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from ....errors import ConfigurationError
 from .compound import Compound, Compounds
-from .direct import BEGIN, COMMIT_AND_BEGIN, ROLLBACK, pipelined
+from .direct import BEGIN, COMMIT, COMMIT_AND_BEGIN, ROLLBACK, pipelined
 from .mariadb import MariaDB
 from .postgresql import PostgreSQL
 from .ready import Rows
@@ -17,6 +17,7 @@ from .turns import Turns
 
 __all__ = [
     "BEGIN",
+    "COMMIT",
     "COMMIT_AND_BEGIN",
     "ROLLBACK",
     "Compound",

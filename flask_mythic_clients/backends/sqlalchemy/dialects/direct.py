@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from .ready import Ready, Rows, translated
 from .standard import ISOLATION, undone
 
-BEGIN, ROLLBACK = f"BEGIN ISOLATION LEVEL {ISOLATION}", "ROLLBACK"
+BEGIN, COMMIT, ROLLBACK = f"BEGIN ISOLATION LEVEL {ISOLATION}", "COMMIT", "ROLLBACK"
 COMMIT_AND_BEGIN = "COMMIT AND CHAIN"
 _OF_ENGINES = (
     *("begin", "commit", "rollback", "before_execute", "after_execute"),
