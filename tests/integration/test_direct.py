@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 
-from flask_mythic_clients.backends.sqlalchemy import Status, repository
+from flask_mythic_clients.backends.sqlalchemy import Status, both_steps
 from flask_mythic_clients.errors import MythicClientsError
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue, mounting
@@ -48,7 +48,7 @@ def _between_trips(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -
     acts = iter([lambda: None, act])
 
     @contextmanager
-    def pipelined(*arguments: Any, original: Any = repository.pipelined) -> Iterator[Any]:
+    def pipelined(*arguments: Any, original: Any = both_steps.pipelined) -> Iterator[Any]:
         with original(*arguments) as (connection, lone, send):
 
             def sending(*statements: Any) -> Any:
@@ -57,7 +57,7 @@ def _between_trips(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -
 
             yield connection, lone, sending
 
-    monkeypatch.setattr(repository, "pipelined", pipelined)
+    monkeypatch.setattr(both_steps, "pipelined", pipelined)
 
 
 @pytest.mark.parametrize("level", ["AUTOCOMMIT", "SERIALIZABLE", "READ COMMITTED"])

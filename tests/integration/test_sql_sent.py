@@ -427,7 +427,7 @@ def test_sqlite_writes_first_in_each_step(
         scene.act(action)
     change = {"UPDATE": "UPDATE clients SET status", "DELETE": "DELETE FROM clients"}[ACTION[action]]
     insert = "INSERT INTO client_deletions .* SELECT .* FROM clients"
-    look = "SELECT clients.status FROM clients"
+    look = "SELECT clients.status AS status FROM clients"
     stamp = "UPDATE client_deletions SET settled_at=.* RETURNING"
     step_2 = [stamp, "SELECT .* FROM clients", "KV", "COMMIT"]
     if action is Action.HARD:

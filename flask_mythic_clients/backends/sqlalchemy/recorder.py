@@ -23,7 +23,6 @@ from .rows import ClientRows
 from .sessions import Sessions, listens
 from .transactions import UndecidedError
 
-_COUNTED = {"preserve_rowcount": True}
 # A parameter must not be named like a column that is written.
 _KEY, _CLIENT_ID, _ACTOR, _KEYS = "of_key", "of_client_id", "of_actor", "of_keys"
 
@@ -259,8 +258,9 @@ class _TwoStatements:
             told.append(_alone(ledger, dialect).label("alone"))
         self._insert = sa.insert(ledger).from_select(names, query).returning(*told)
         self.dialect = dialect
-        self._change = _dml(rows, change.action, dialect).where(applies)
-        self._look = sa.select(rows.status.column).where(dialect.same(rows.id, key))
+        change_row = _dml(rows, change.action, dialect).where(applies)
+        self._change = change_row.execution_options(preserve_rowcount=True)
+        self._look = sa.select(rows.status.column.label("status")).where(dialect.same(rows.id, key))
         self._applies = sa.select(rows.status.column).where(applies)
         self.compound = dialect.change_in_one(self._insert, self._change, None if removes else self._applies)
         self.row = rows.columns_of_entries(key, templates, dialect)
@@ -282,19 +282,19 @@ class _TwoStatements:
     ) -> Recorded | None:
         """Fulfil `Plan.take`."""
         self.ask(transaction)
-        of_row = {_KEY: key}
-        parameters = {**of_row, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
-        inserted = transaction.execute(self._insert, parameters).first()
+        send, of_row = self.dialect.often(transaction).execute, {_KEY: key}
+        inserted = send(self._insert, {**of_row, _CLIENT_ID: change.client_id, _ACTOR: change.actor}).first()
         if inserted is None:
-            if self._skips_rows and transaction.execute(self._applies, of_row).first() is not None:
+            if self._skips_rows and send(self._applies, of_row).first() is not None:
                 raise KeptError  # a trigger of the ledger's
             return None
-        changed: Any = transaction.execute(self._change, of_row, execution_options=_COUNTED)
+        changed: Any = send(self._change, of_row)
         if change.action is Action.HARD and not self._skips_rows:
             kept = changed.rowcount == 0
         else:
-            found = transaction.execute(self._look, of_row).first()
-            kept = not self._rows.is_as_wished([found is not None, *(found or [None])], change.action)
+            found = send(self._look, of_row).first()
+            is_there = found is not None
+            kept = not self._rows.is_as_wished([is_there, is_there and found.status], change.action)
         if kept:
             raise KeptError
         return self.told(inserted, change)

@@ -1,7 +1,7 @@
 """The repository: the port, each method one step in a transaction."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal
@@ -15,37 +15,19 @@ from ...entries import EntryRule
 from ...errors import BusyError, ChangeRefusedError, ConfigurationError, StoreError
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview, Recorded
 from ...ports import Begun
+from .both_steps import BothSteps
 from .cascades import Cascades
-from .dialects import (
-    BEGIN,
-    COMMIT,
-    COMMIT_AND_BEGIN,
-    ROLLBACK,
-    Compound,
-    Compounds,
-    Dialect,
-    Rows,
-    Verdict,
-    dialect_of,
-    pipelined,
-)
+from .dialects import Dialect, Verdict, dialect_of
 from .engines import Database, address, engines_of
 from .ledger import LEDGER, Ledger, ledger_table, shared
 from .mixin import ClientMixin
 from .preview import preview
-from .recorder import Hook, KeptError, OneStatement, Plan, Recorder, TakenAlongError, check_hook
+from .recorder import Hook, KeptError, OneStatement, Recorder, TakenAlongError, check_hook
 from .refusals import holding_back, refusal, taken_along, touched_by_the_orm
 from .rows import ClientRows
-from .sessions import HostSession, plain, sessions_of
+from .sessions import HostSession, sessions_of
 from .status import Status
 from .transactions import RefusedError, Transactions, UndecidedError
-
-
-def _connection(transaction: Session | sa.Connection | Compounds) -> sa.Connection:
-    if isinstance(transaction, Session):
-        return transaction.connection()
-    return transaction.connection if isinstance(transaction, Compounds) else transaction
-
 
 # Those alive: clients of one kind may go along with another's.
 _REPOSITORIES: "WeakSet[SQLAlchemyRepository]" = WeakSet()
@@ -100,6 +82,7 @@ class SQLAlchemyRepository:
             sessions=sessions,
             cascades=partial(Cascades, self._rows, self._kinds),
         )
+        self._both_steps = BothSteps(self._rows, self._ledger)
         _REPOSITORIES.add(self)
 
     def record(self, change: Change, entries: EntryRule) -> Recorded | None:
@@ -125,13 +108,12 @@ class SQLAlchemyRepository:
         dialect = transactions.dialect
         key = self._rows.key_of(change.client_id, dialect)
         plan = self._recorder.plan(dialect, change, entries)
-        begin: Any
+        given: Any = {"plan": plan, "key": key, "change": change}
         if isinstance(plan, OneStatement):
-            begin = partial(self._pipelined, plan=plan, key=key, change=change)
-            quick = plan.is_direct(transactions.engine)
+            begin, quick = partial(self._both_steps.pipelined, **given), plan.is_direct(transactions.engine)
         else:
-            begin = partial(self._on_one_connection, plan=plan, key=key, change=change)
-            begin, quick = partial(begin, entries=entries, transactions=transactions), True
+            given |= {"entries": entries, "refusals": transactions.refusals}
+            begin, quick = partial(self._both_steps.in_turn, **given), True
         if key is None or not quick:
             yield None
             return
@@ -278,123 +260,6 @@ class SQLAlchemyRepository:
         if lock is not None and records and self._unlocked(session, dialect, client_ids, clients):
             raise BusyError  # a policy lets nobody lock it, so its records are not to be stamped
         return Holding(tuple(records), clients)
-
-    @contextmanager
-    def _on_one_connection(
-        self,
-        engine: sa.Engine,
-        dialect: Dialect,
-        *,
-        plan: Plan,
-        key: Any,
-        change: Change,
-        entries: EntryRule,
-        transactions: Transactions,
-    ) -> Iterator[tuple[Any, Begun]]:
-        """Take step 1, and begin step 2 where it is needed, one after the other."""
-        client_id, settle = change.client_id, self._settle_in_one(dialect, plan)
-        with plan.begin(engine) as transaction:
-            connection = _connection(transaction)
-            with transactions.refusals():
-                recorded = plan.take(transaction, key, change, entries)
-                transaction.commit()
-            if isinstance(transaction, Session):
-                transaction.close()
-            lone = Compounds(connection) if settle is not None else connection
-            settle_alone = partial(self._settle_alone, connection, lone, dialect)
-            if recorded is None and dialect.durable is not None:
-                connection.execute(dialect.durable)
-                connection.commit()
-            given = {"of_client_id": client_id, "of_key": key}
-            with nullcontext() if settle is not None else dialect.again(connection):
-                if recorded is not None and recorded.alone and change.action is Action.HARD:
-                    yield lone, Begun(recorded, None, settle_alone)
-                    return
-                if settle is not None:
-                    _, stamped, *row = Compounds(connection).send(settle, given)
-                    records, found = self._ledger.records(dialect, stamped), list[Sequence[Any]](row)
-                else:
-                    records = self._ledger.settle(connection, dialect, [client_id], wait=True)
-                    found = [] if plan.row is None else [connection.execute(plan.row, {"of_key": key}).all()]
-                with self._found(connection, dialect, client_id, found) as clients:
-                    yield connection, Begun(recorded, Holding(tuple(records), clients), settle_alone)
-
-    def _settle_alone(
-        self, connection: sa.Connection, lone: Any, dialect: Dialect, record: DeletionRecord
-    ) -> DeletionRecord | None:
-        """Stamp it by `lone`, which is the connection or stands for it; None also where that fails.
-
-        Then it is settled like the rest, on a fresh connection, which tells what is wrong if that lasts.
-        """
-        try:
-            return self._ledger.settle_alone(lone, dialect, record)
-        except sa.exc.SQLAlchemyError:
-            with suppress(sa.exc.SQLAlchemyError):
-                connection.rollback()
-            return None
-
-    def _settle_in_one(self, dialect: Dialect, plan: Plan) -> Compound | None:
-        settle = partial(dialect.settle_in_one, self._ledger.table, self._ledger.of_client, plan.row)
-        return dialect.once((self, plan), settle)
-
-    @contextmanager
-    def _found(
-        self, connection: sa.Connection, dialect: Dialect, client_id: str, found: Sequence[Sequence[Any]]
-    ) -> Iterator[dict[str, Client]]:
-        """Return the client by the row that was read for it; where none was, load it."""
-        if found:
-            yield {client.id: client for client in map(self._rows.client, found[0])}
-            return
-        with plain(connection) as session:
-            yield self._rows.read(session, [client_id], dialect)
-
-    @contextmanager
-    def _pipelined(
-        self,
-        engine: sa.Engine,
-        dialect: Dialect,
-        *,
-        plan: OneStatement,
-        key: Any,
-        change: Change,
-    ) -> Iterator[tuple[Any, Begun]]:
-        """Take step 1, and begin step 2 where it is needed, in one or two round trips."""
-        ready, no_parameters = dialect.ready, dict[str, Any]()
-        of_client = {"of_client_id": change.client_id}
-        stamp, left = dialect.once((self, "settling"), lambda: self._ledger.settling(dialect))
-        step_1 = (ready(plan.statement), plan.given(key, change))
-        step_2 = [(ready(stamp), of_client)]
-        if plan.row is not None:
-            step_2.append((ready(plan.row), {"of_key": key}))
-        with pipelined(engine, ready) as (connection, lone, send):
-            settle_alone = partial(self._settle_alone, connection, lone, dialect)
-            plan.ask(connection)
-            begun: list[Rows] = []
-            if change.action is Action.HARD:
-                (told,) = send(step_1)
-            else:
-                told, *begun = send(BEGIN, step_1, COMMIT_AND_BEGIN, *step_2)
-            recorded = plan.told(told.one(), change)
-            missed: Any = recorded is not None  # nothing to stamp: another was first
-            if recorded is None:
-                # Where that has stamped nothing no ROLLBACK: at one the driver forgets what it has prepared.
-                first = [ROLLBACK if begun[0] else COMMIT] if begun else []
-                durable = ready(dialect.durable), no_parameters
-                _, *begun, missed = send(
-                    *first, BEGIN, durable, COMMIT_AND_BEGIN, *step_2, (ready(left), of_client)
-                )
-            elif recorded.alone and change.action is Action.HARD:
-                yield lone, Begun(recorded, None, settle_alone)
-                return
-            elif not begun:
-                begun = send(BEGIN, *step_2)
-            stamped, *found = begun
-            records = self._ledger.records(dialect, stamped)
-            if missed and not records:
-                records = self._ledger.settle(connection, dialect, [change.client_id], wait=True)
-                found = send(*step_2[1:])
-            with self._found(connection, dialect, change.client_id, found) as clients:
-                yield connection, Begun(recorded, Holding(tuple(records), clients), settle_alone)
 
     def _hold_rows(
         self,

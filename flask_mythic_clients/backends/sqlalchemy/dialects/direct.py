@@ -3,33 +3,25 @@
 For hosts of whom nobody listens to what SQLAlchemy sends; the others go the general way, and hear all.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self, TypeAlias
 
 import sqlalchemy as sa
 
-from .ready import Ready, Rows, translated
+from .ready import Ready, Rows, is_unheard, translated
 from .standard import ISOLATION, undone
 
 BEGIN, COMMIT, ROLLBACK = f"BEGIN ISOLATION LEVEL {ISOLATION}", "COMMIT", "ROLLBACK"
 COMMIT_AND_BEGIN = "COMMIT AND CHAIN"
-_OF_ENGINES = (
-    *("begin", "commit", "rollback", "before_execute", "after_execute"),
-    *("before_cursor_execute", "after_cursor_execute"),
-)
-_OF_DIALECTS = ("do_execute", "do_execute_no_params", "handle_error")
 
 
-def is_unheard(engine: sa.Engine) -> bool:
-    """Whether the driver can be used past SQLAlchemy, and nobody would miss what is sent so."""
-    if engine.dialect.driver != "psycopg" or engine.logger.isEnabledFor(logging.INFO):
-        return False
-    heard = [getattr(engine.dispatch, name) for name in _OF_ENGINES]
-    heard += [getattr(engine.dialect.dispatch, name) for name in _OF_DIALECTS]
+def is_possible(engine: sa.Engine) -> bool:
+    """Whether the driver can do it, and nobody would miss what is sent past SQLAlchemy."""
     driver: Any = engine.dialect.dbapi
-    return not any(heard) and hasattr(driver, "RawCursor") and bool(driver.Pipeline.is_supported())
+    if engine.dialect.driver != "psycopg" or not hasattr(driver, "RawCursor"):
+        return False
+    return is_unheard(engine) and bool(driver.Pipeline.is_supported())
 
 
 Sent: TypeAlias = str | tuple[Ready, Mapping[str, Any]]

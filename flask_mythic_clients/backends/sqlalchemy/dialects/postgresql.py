@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, OID, array
 
-from .direct import direct, is_unheard
+from .direct import direct, is_possible
 from .ready import Ready
 from .standard import WAIT, Dialect, Verdict
 
@@ -63,8 +63,8 @@ class PostgreSQL(Dialect):
     # No wait for the disk: a stamp that a crash loses is only made again. More than its deadlock_timeout is
     # waited, or a deadlock of two that settle would never be found out.
     step_2 = _set(f"{WAIT * 1250}ms", "off")
-    # It writes something, if to nobody: who wrote nothing waits for nothing. Where no standby is waited for and
-    # all that was ever written is on the disk, there is nothing to wait for.
+    # It writes something, if to nobody: who wrote nothing waits for nothing. Where no standby is waited for,
+    # and all that was ever written is on the disk, there is nothing to wait for.
     durable = sa.select(sa.func.pg_logical_emit_message(sa.true(), "", "")).where(
         (sa.func.current_setting("synchronous_standby_names") != "")
         | (sa.func.pg_current_wal_insert_lsn() > sa.func.pg_current_wal_flush_lsn()),
@@ -83,7 +83,7 @@ class PostgreSQL(Dialect):
 
     def is_direct(self, engine: sa.Engine) -> bool:
         """Fulfil `Dialect.is_direct`."""
-        return is_unheard(engine)
+        return is_possible(engine)
 
     def alone(self, engine: sa.Engine) -> AbstractContextManager[Any]:
         """Fulfil `Dialect.alone`."""
@@ -114,7 +114,7 @@ class PostgreSQL(Dialect):
             else_=_EVENTS[event],
         )
         # All in one look, by the index: each part of a statement costs as much as a row that it reads.
-        tables = array([oid, of_ledger], type_=OID) + _array(reached)
+        tables = array[Any]([oid, of_ledger], type_=OID) + _array(reached)
         if row is not None:  # in a partition it has another
             tables = tables + _array(row)
         of_host = of_trigger == sa.any_(tables), ~_TRIGGER.c.tgisinternal

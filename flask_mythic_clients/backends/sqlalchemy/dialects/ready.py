@@ -1,5 +1,6 @@
 """Statements as a driver takes them, compiled once by SQLAlchemy, and what it answers."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from types import SimpleNamespace
@@ -68,6 +69,49 @@ class Ready:
         return SimpleNamespace(
             **{name: value if read is None else read(value) for name, read, value in columns}
         )
+
+
+_OF_ENGINES = (
+    *("begin", "commit", "rollback", "before_execute", "after_execute"),
+    *("before_cursor_execute", "after_cursor_execute"),
+)
+_OF_DIALECTS = ("do_execute", "do_execute_no_params", "handle_error")
+
+
+def is_unheard(engine: sa.Engine) -> bool:
+    """Whether nobody listens to what SQLAlchemy sends, so that nobody misses what is sent past it."""
+    if engine.logger.isEnabledFor(logging.INFO):
+        return False
+    heard = [getattr(engine.dispatch, name) for name in _OF_ENGINES]
+    heard += [getattr(engine.dialect.dispatch, name) for name in _OF_DIALECTS]
+    return not any(heard)
+
+
+class Often:
+    """Stands for a connection to send what is sent often: past SQLAlchemy, compiled once."""
+
+    def __init__(self, connection: sa.Connection, ready: Callable[[Any], Ready]) -> None:
+        if not connection.in_transaction():
+            connection.begin()  # sends nothing: so that SQLAlchemy ends what the driver begins
+        self._connection = connection
+        self._ready = ready
+        self._driver: Any = connection.connection.driver_connection
+
+    def execute(self, statement: Any, parameters: Mapping[str, Any]) -> Any:
+        """Send a statement. Raises SQLAlchemy's errors."""
+        ready = self._ready(statement)
+        if not ready.is_ready:
+            return self._connection.execute(statement, parameters)
+        dbapi: Any = self._connection.dialect.dbapi
+        try:
+            cursor = self._driver.execute(ready.text, ready.values(parameters))
+            return ready.rows(cursor) if cursor.description else Rows()
+        except dbapi.Error as error:
+            raise translated(error, self._connection, self._driver) from error
+
+    def commit(self) -> None:
+        """Commit what was sent."""
+        self._connection.commit()
 
 
 def filled(slots: Sequence[Slot], given: Mapping[str, Any]) -> Sequence[Any]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
+from .ready import Often, Ready, is_unheard
 from .standard import WAIT, Dialect, Verdict
 
 _NORMAL, _FULL = 1, 2
@@ -78,6 +79,16 @@ class SQLite(Dialect):
         """Fulfil `Dialect.alone`."""
         with self.statements(engine) as connection, self.again(connection):
             yield connection
+
+    def often(self, connection: sa.Connection) -> Any:
+        """Fulfil `Dialect.often`: of what a request takes here, SQLAlchemy's own part is large."""
+        if connection.dialect.driver != "pysqlite" or not is_unheard(connection.engine):
+            return connection
+        return Often(connection, self.ready)
+
+    def ready(self, statement: Any) -> Ready:
+        """Fulfil `Dialect.ready`."""
+        return self.once(("ready", statement), lambda: Ready(statement, self.sqlalchemys, "qmark"))
 
     def lock(self, connection: sa.Connection, ledger: sa.Table) -> None:
         """Fulfil `Dialect.lock`: a reader that becomes a writer fails."""

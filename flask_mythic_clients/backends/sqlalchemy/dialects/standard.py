@@ -115,6 +115,10 @@ class Dialect:
         """Open a connection, or what stands for one, for single statements that are sent often."""
         return self.statements(engine, alone=self.one_statement)
 
+    def often(self, connection: sa.Connection) -> Any:
+        """Return a connection, or what stands for it where statements that are sent often are cheaper so."""
+        return connection
+
     def compounds(self, engine: sa.Engine) -> AbstractContextManager[Compounds]:
         """Open what stands for a connection, for compounds; asked where there is one."""
         raise NotImplementedError

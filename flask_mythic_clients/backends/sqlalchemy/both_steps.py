@@ -1,0 +1,156 @@
+"""Step 1, and the beginning of step 2, on one connection."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ...entries import EntryRule
+from ...model import Action, Change, Client, DeletionRecord, Holding
+from ...ports import Begun
+from .dialects import (
+    BEGIN,
+    COMMIT,
+    COMMIT_AND_BEGIN,
+    ROLLBACK,
+    Compound,
+    Compounds,
+    Dialect,
+    Rows,
+    pipelined,
+)
+from .ledger import Ledger
+from .recorder import OneStatement, Plan
+from .rows import ClientRows
+from .sessions import plain
+
+
+class BothSteps:
+    """Takes both, one after the other, or several statements of them in one round trip."""
+
+    def __init__(self, rows: ClientRows, ledger: Ledger) -> None:
+        self._rows = rows
+        self._ledger = ledger
+
+    @contextmanager
+    def in_turn(
+        self,
+        engine: sa.Engine,
+        dialect: Dialect,
+        *,
+        plan: Plan,
+        key: Any,
+        change: Change,
+        entries: EntryRule,
+        refusals: Callable[[], AbstractContextManager[None]],
+    ) -> Iterator[tuple[Any, Begun]]:
+        """Take step 1, and begin step 2 where it is needed, one after the other.
+
+        What step 1 is refused is raised through `refusals`.
+        """
+        client_id, settle = change.client_id, self._settle_in_one(dialect, plan)
+        with plan.begin(engine) as transaction:
+            connection = _connection(transaction)
+            with refusals():
+                recorded = plan.take(transaction, key, change, entries)
+                transaction.commit()
+            if isinstance(transaction, Session):
+                transaction.close()
+            lone: Any = Compounds(connection) if settle is not None else dialect.often(connection)
+            settle_alone = partial(self._settle_alone, connection, lone, dialect)
+            if recorded is None and dialect.durable is not None:
+                connection.execute(dialect.durable)
+                connection.commit()
+            given = {"of_client_id": client_id, "of_key": key}
+            with nullcontext() if settle is not None else dialect.again(connection):
+                if recorded is not None and recorded.alone and change.action is Action.HARD:
+                    yield lone, Begun(recorded, None, settle_alone)
+                    return
+                if settle is not None:
+                    _, stamped, *row = Compounds(connection).send(settle, given)
+                    records, found = self._ledger.records(dialect, stamped), list[Sequence[Any]](row)
+                else:
+                    records = self._ledger.settle(lone, dialect, [client_id], wait=True)
+                    found = [] if plan.row is None else [lone.execute(plan.row, {"of_key": key}).all()]
+                with self._found(connection, dialect, client_id, found) as clients:
+                    yield connection, Begun(recorded, Holding(tuple(records), clients), settle_alone)
+
+    @contextmanager
+    def pipelined(
+        self, engine: sa.Engine, dialect: Dialect, *, plan: OneStatement, key: Any, change: Change
+    ) -> Iterator[tuple[Any, Begun]]:
+        """Take step 1, and begin step 2 where it is needed, in one or two round trips."""
+        ready, no_parameters = dialect.ready, dict[str, Any]()
+        of_client = {"of_client_id": change.client_id}
+        stamp, left = dialect.once((self, "settling"), lambda: self._ledger.settling(dialect))
+        step_1 = (ready(plan.statement), plan.given(key, change))
+        step_2 = [(ready(stamp), of_client)]
+        if plan.row is not None:
+            step_2.append((ready(plan.row), {"of_key": key}))
+        with pipelined(engine, ready) as (connection, lone, send):
+            settle_alone = partial(self._settle_alone, connection, lone, dialect)
+            plan.ask(connection)
+            begun: list[Rows] = []
+            if change.action is Action.HARD:
+                (told,) = send(step_1)
+            else:
+                told, *begun = send(BEGIN, step_1, COMMIT_AND_BEGIN, *step_2)
+            recorded = plan.told(told.one(), change)
+            missed: Any = recorded is not None  # nothing to stamp: another was first
+            if recorded is None:
+                # Where that has stamped nothing no ROLLBACK: at one the driver forgets what it has prepared.
+                first = [ROLLBACK if begun[0] else COMMIT] if begun else []
+                durable = ready(dialect.durable), no_parameters
+                _, *begun, missed = send(
+                    *first, BEGIN, durable, COMMIT_AND_BEGIN, *step_2, (ready(left), of_client)
+                )
+            elif recorded.alone and change.action is Action.HARD:
+                yield lone, Begun(recorded, None, settle_alone)
+                return
+            elif not begun:
+                begun = send(BEGIN, *step_2)
+            stamped, *found = begun
+            records = self._ledger.records(dialect, stamped)
+            if missed and not records:
+                records = self._ledger.settle(connection, dialect, [change.client_id], wait=True)
+                found = send(*step_2[1:])
+            with self._found(connection, dialect, change.client_id, found) as clients:
+                yield connection, Begun(recorded, Holding(tuple(records), clients), settle_alone)
+
+    def _settle_alone(
+        self, connection: sa.Connection, lone: Any, dialect: Dialect, record: DeletionRecord
+    ) -> DeletionRecord | None:
+        """Stamp it by `lone`, which is the connection or stands for it; None also where that fails.
+
+        Then it is settled like the rest, on a fresh connection, which tells what is wrong if that lasts.
+        """
+        try:
+            return self._ledger.settle_alone(lone, dialect, record)
+        except sa.exc.SQLAlchemyError:
+            with suppress(sa.exc.SQLAlchemyError):
+                connection.rollback()
+            return None
+
+    def _settle_in_one(self, dialect: Dialect, plan: Plan) -> Compound | None:
+        settle = partial(dialect.settle_in_one, self._ledger.table, self._ledger.of_client, plan.row)
+        return dialect.once((self, plan), settle)
+
+    @contextmanager
+    def _found(
+        self, connection: sa.Connection, dialect: Dialect, client_id: str, found: Sequence[Sequence[Any]]
+    ) -> Iterator[Mapping[str, Client]]:
+        """Return the client by the row that was read for it; where none was, load it."""
+        if found:
+            yield {client.id: client for client in map(self._rows.client, found[0])}
+            return
+        with plain(connection) as session:
+            yield self._rows.read(session, [client_id], dialect)
+
+
+def _connection(transaction: Session | sa.Connection | Compounds) -> sa.Connection:
+    if isinstance(transaction, Session):
+        return transaction.connection()
+    return transaction.connection if isinstance(transaction, Compounds) else transaction
