@@ -14,7 +14,7 @@ from tests.hosts import KeyValue, mounting
 PACKAGE = f"{os.path.dirname(flask_mythic_clients.__file__)}{os.sep}"
 FRAMES = 70
 STEPS = 3  # whether both can be taken at once is the first
-# To psycopg, to SQLite, and to MariaDB as compounds, they go past SQLAlchemy's execution, which has many more frames.
+# What goes past SQLAlchemy's execution, which has many more frames, goes through more of ours.
 STATEMENTS = {"sqlite": 48, "mariadb": 18, "postgresql": 34}
 
 

@@ -1,6 +1,7 @@
 """What each database does in its own way; a new difference is a method here, never an `if` elsewhere."""
 
 import os
+from importlib import import_module
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -8,10 +9,7 @@ import sqlalchemy as sa
 from ....errors import ConfigurationError
 from .compound import Compound, Compounds
 from .direct import BEGIN, COMMIT, COMMIT_AND_BEGIN, ROLLBACK, pipelined
-from .mariadb import MariaDB
-from .postgresql import PostgreSQL
 from .ready import Rows
-from .sqlite import SQLite
 from .standard import Dialect, Stamp, Verdict
 from .turns import Turns
 
@@ -30,11 +28,12 @@ __all__ = [
     "pipelined",
 ]
 
-_DIALECTS: dict[str, type[Dialect]] = {
-    "sqlite": SQLite,
-    "postgresql": PostgreSQL,
-    "mysql": MariaDB,  # as many a URL calls it
-    "mariadb": MariaDB,
+# Loaded when first asked for: SQLAlchemy's part for a database takes time, and megabytes.
+_DIALECTS = {
+    "sqlite": ("sqlite", "SQLite"),
+    "postgresql": ("postgresql", "PostgreSQL"),
+    "mysql": ("mariadb", "MariaDB"),  # as many a URL calls it
+    "mariadb": ("mariadb", "MariaDB"),
 }
 # One object for an engine, for it keeps locks and plans.
 _known: WeakKeyDictionary[sa.Engine, Dialect] = WeakKeyDictionary()
@@ -42,10 +41,14 @@ _known: WeakKeyDictionary[sa.Engine, Dialect] = WeakKeyDictionary()
 
 def dialect_of(engine: sa.Engine) -> Dialect:
     """Return the dialect of an engine; raises ConfigurationError where there is none."""
+    if (known := _known.get(engine)) is not None:
+        return known
     name = engine.dialect.name
     if name not in _DIALECTS:
         raise ConfigurationError(f"The order of steps is not proven on {name}; use {', '.join(_DIALECTS)}.")
-    return _known.get(engine) or _known.setdefault(engine, _DIALECTS[name](engine.dialect))
+    module, class_name = _DIALECTS[name]
+    made: Dialect = getattr(import_module(f".{module}", __name__), class_name)(engine.dialect)
+    return _known.setdefault(engine, made)
 
 
 def _part_from_parent() -> None:
