@@ -251,6 +251,17 @@ class TestWhatKeepsARow:
         planted.run(*trigger(P, when.replace("clients", "part"), does))
         planted.refuses(action, "clients")
 
+    @pytest.mark.parametrize("database_url", [P], indirect=True)
+    @pytest.mark.parametrize("action", ALL)
+    def test_of_two_rows_by_one_id_neither_is_changed(
+        self, plant: Callable[..., Planted], path: str, action: str
+    ) -> None:
+        """As a table may have that inherits the clients'."""
+        planted = plant(action, path)
+        heirs = ["CREATE TABLE heirs () INHERITS (clients)", "INSERT INTO heirs SELECT * FROM ONLY clients"]
+        planted.run(*heirs)
+        planted.refuses(action, "clients")
+
 
 POLICIES = {"SELECT": "(true)", "UPDATE": "(true)", "DELETE": "(true)"}
 

@@ -177,10 +177,11 @@ class OneStatement:
         # The snapshot has not the record that is just being inserted.
         alone = ~_others(ledger).exists()
         told = (found.exists().label("seen"), failing.label("failing"), alone.label("alone"))
-        # A row also where nothing was recorded.
+        # A row also where nothing was recorded. It fails where two were: a table may inherit the clients'.
         always = sa.select(sa.literal_column("1")).subquery("always")
+        of_one = recorded.c.id == sa.select(recorded.c.id).scalar_subquery()
         self.statement = sa.select(*_inserted(recorded), *told).select_from(
-            always.outerjoin(recorded, sa.true())
+            always.outerjoin(recorded, of_one)
         )
         self._dialect = dialect
         self._fits = sa.select(dialect.is_table(table) & ~dialect.watched(event, table, ledger))
@@ -370,7 +371,8 @@ class _UnitOfWork:
         self._cascades = cascades
         self._orm_removes = runs_host_code(rows.mapper, Action.HARD) or listens(sessions)
         key = sa.bindparam(_KEY, type_=rows.key_type)
-        self._delete = _dml(rows, Action.HARD, dialect).where(rows.id == key)
+        delete = _dml(rows, Action.HARD, dialect).where(rows.id == key)
+        self._delete = delete.execution_options(preserve_rowcount=True)
         names, values = _values(dialect, action, sa.bindparam(_KEYS, type_=ledger.c.kv_keys.type))
         alone = _alone(ledger, dialect) if action is Action.HARD else sa.false()  # nobody asks
         self._look = sa.select(*rows.looks(action))
@@ -424,8 +426,8 @@ class _UnitOfWork:
             raise TakenAlongError(others)
         if self._orm_removes:
             session.delete(client.row)
-        else:
-            session.connection().execute(self._delete, {_KEY: key})
+        elif session.connection().execute(self._delete, {_KEY: key}).rowcount > 1:
+            raise KeptError  # another table inherits this one, and has a row of that id
 
     def _locked(self, session: Session, change: Change) -> Client | None:
         """Lock and return the client, None where there is none.
