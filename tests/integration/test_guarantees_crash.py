@@ -218,6 +218,31 @@ def test_an_answer_that_is_lost_after_the_kv_store_did_its_work_is_repaired(
     assert scene.agrees()
 
 
+@pytest.mark.parametrize(
+    ("scene", "action"),
+    [*product([OURS, *SOME], Action)],
+    indirect=["scene"],
+    ids=str,
+)
+def test_a_connection_that_breaks_when_all_is_committed_is_no_failure(
+    scene: Scene, action: Action, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It breaks where it goes back to the pool, which rolls it back."""
+    with scene.host.flask.app_context():
+        dialect = scene.host.db.engine.dialect
+
+    def broken(_connection: object) -> None:
+        raise dialect.dbapi.OperationalError(2013, "gone")
+
+    monkeypatch.setattr(dialect, "do_rollback", broken)
+    scene.act(action)
+    monkeypatch.undo()
+    assert (scene.status(), scene.pending()) == (DONE[action], 0)
+    assert scene.agrees()
+    scene.add("next")
+    scene.act(Action.HARD, "next")
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("kill", ["before", "after"])
 @pytest.mark.parametrize("action", [Action.HARD])

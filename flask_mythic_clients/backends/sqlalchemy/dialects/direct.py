@@ -10,7 +10,7 @@ from typing import Any, Self, TypeAlias
 import sqlalchemy as sa
 
 from .ready import Ready, Rows, is_unheard, translated
-from .standard import ISOLATION, undone
+from .standard import ISOLATION, connected, undone
 
 BEGIN, COMMIT, ROLLBACK = f"BEGIN ISOLATION LEVEL {ISOLATION}", "COMMIT", "ROLLBACK"
 COMMIT_AND_BEGIN = "COMMIT AND CHAIN"
@@ -49,7 +49,7 @@ class Direct:
 @contextmanager
 def direct(engine: sa.Engine, ready: Callable[[Any], Ready]) -> Iterator[Direct]:
     """Check a connection out for single statements."""
-    with engine.connect() as connection, _Way(connection) as way:
+    with connected(engine) as connection, _Way(connection) as way:
         yield Direct(way, ready)
 
 
@@ -62,7 +62,7 @@ def pipelined(
     Its `commit` ends the last one; what is raised rolls back. Sending raises SQLAlchemy's errors. Single
     statements between them go the direct way.
     """
-    with engine.connect() as connection, _Way(connection) as way, undone(connection):
+    with connected(engine) as connection, _Way(connection) as way, undone(connection):
         connection.begin()  # sends nothing: so that SQLAlchemy ends what is begun here
         yield connection, Direct(way, ready), way.send
 

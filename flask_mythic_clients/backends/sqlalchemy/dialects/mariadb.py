@@ -13,7 +13,7 @@ from ....errors import ConfigurationError
 from ..sessions import Sessions, plain
 from .compound import Compound, Compounds
 from .ready import Ready
-from .standard import WAIT, Dialect, Stamp, StampHeld, Verdict, undone
+from .standard import WAIT, Dialect, Stamp, StampHeld, Verdict, connected, undone
 
 _ISOLATION = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 # Before a statement, for that statement: how long it waits for a row, and for a table that a migration holds.
@@ -51,7 +51,7 @@ class MariaDB(Dialect):
     def transaction(self, engine: sa.Engine, sessions: Sessions = plain) -> Iterator[Session]:
         """Fulfil `Dialect.transaction`: begun within the session's own, which would else not commit it."""
         with (
-            engine.connect() as connection,
+            connected(engine) as connection,
             sessions(connection) as session,
             undone(session),
             _begun(session.connection()),
@@ -61,7 +61,7 @@ class MariaDB(Dialect):
     @contextmanager
     def statements(self, engine: sa.Engine, *, alone: bool = False) -> Iterator[sa.Connection]:  # noqa: ARG002
         """Fulfil `Dialect.statements`."""
-        with engine.connect() as connection, undone(connection), _begun(connection):
+        with connected(engine) as connection, undone(connection), _begun(connection):
             yield connection
 
     def again(self, connection: sa.Connection) -> AbstractContextManager[Any]:
@@ -75,7 +75,7 @@ class MariaDB(Dialect):
     @contextmanager
     def compounds(self, engine: sa.Engine) -> Iterator[Compounds]:
         """Fulfil `Dialect.compounds`."""
-        with engine.connect() as connection, undone(connection), _undone_by_hand(connection):
+        with connected(engine) as connection, undone(connection), _undone_by_hand(connection):
             yield Compounds(connection)
 
     def change_in_one(self, insert: Any, change: Any, kept: sa.Select[Any] | None) -> Compound | None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 
 from .ready import Often, Ready, is_unheard
-from .standard import WAIT, Dialect, Verdict
+from .standard import WAIT, Dialect, Verdict, connected
 
 _NORMAL, _FULL = 1, 2
 # What holds for a connection, by what the host has there.
@@ -42,7 +42,7 @@ class SQLite(Dialect):
         disk: properties of the connection, which goes back to the host's pool as it was. Within a transaction
         some could not be set, so it is done before SQLAlchemy, or a listener of the host's, begins one.
         """
-        with engine.connect() as connection:
+        with connected(engine) as connection:
             driver: Any = connection.connection.driver_connection
             always_begun = getattr(driver, "autocommit", None) is False  # since Python 3.12, if the host asks
             if always_begun:

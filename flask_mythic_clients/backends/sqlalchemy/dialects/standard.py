@@ -28,6 +28,20 @@ StampHeld: TypeAlias = Callable[[sa.Connection, Sequence[int]], Mapping[int, Any
 
 
 @contextmanager
+def connected(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Check a connection out; that it breaks when it goes back is no failure, for all is ended by then."""
+    connection = engine.connect()
+    try:
+        yield connection
+    finally:
+        try:
+            connection.close()
+        except sa.exc.SQLAlchemyError:
+            with suppress(sa.exc.SQLAlchemyError):
+                connection.close()  # without the transaction that could not be rolled back
+
+
+@contextmanager
 def undone(transaction: Session | sa.Connection) -> Iterator[None]:
     """Roll back whatever is raised."""
     try:
@@ -146,7 +160,7 @@ class Dialect:
 
     @contextmanager
     def _connected(self, engine: sa.Engine, isolation: Any = ISOLATION) -> Iterator[sa.Connection]:
-        with engine.connect() as connection:
+        with connected(engine) as connection:
             yield connection.execution_options(isolation_level=isolation)
 
     def lock(self, connection: sa.Connection, ledger: sa.Table) -> None:
