@@ -33,7 +33,7 @@ from .host import REPOSITORIES, db, document
 from .served import ROOT, Answer, Eyes, Load, Served, percentile, serve
 
 PROCESSES = 4
-DEFAULT = 4000
+DEFAULT = 8000
 FULL = 200_000
 PATIENCE = 780  # seconds in which a reconcile of the full size has ended
 MEBIBYTES = 200
@@ -323,7 +323,7 @@ def test_a_large_backlog_is_settled_but_for_what_is_refused_or_held(
             began = time.monotonic()
             with Load(served, CONNECTIONS, plan) as load:
                 try:
-                    kill_amid_a_page(eyes, four[0], count // 4)
+                    kill_amid_a_page(eyes, four[0], count // 8)
                 finally:
                     done = [each.finish() for each in four]
             seconds = time.monotonic() - began
