@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import IO, Any
 
 import click
 from flask.cli import AppGroup
@@ -20,7 +20,7 @@ from flask.cli import AppGroup
 from .auth import create_key, digest
 from .config import check_name, commands, setting
 from .errors import ConfigurationError, MythicClientsError, StoreError
-from .model import Health, Preview, SoftDeleteEntries
+from .model import Fate, Health, Preview, SoftDeleteEntries
 from .service import DeletionService
 
 _REFUSED = 1
@@ -87,13 +87,23 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
     @_client_ids
     @click.option("--hard", is_flag=True, help="Remove for good, from both stores.")
     @click.option("--yes", is_flag=True, help="Do not ask for the id to be typed before --hard.")
-    @click.option("--dry-run", is_flag=True, help="Print what would be met, and change nothing.")
+    @click.option("--dry-run", is_flag=True, help="Do it in the database, tell what came of it, and undo it.")
+    @click.option("--show-row", is_flag=True, help="With --dry-run, print the row: it may hold secrets.")
     @_show_keys
     @_as_json
     def delete_command(
-        client_ids: tuple[str, ...], hard: bool, yes: bool, dry_run: bool, show_keys: bool, as_json: bool
+        client_ids: tuple[str, ...],
+        hard: bool,
+        yes: bool,
+        dry_run: bool,
+        show_row: bool,
+        show_keys: bool,
+        as_json: bool,
     ) -> None:
-        """Soft-delete clients, or remove them for good. --json goes with --dry-run."""
+        """Soft-delete clients, or remove them for good. --json goes with --dry-run.
+
+        A dry run exits with 1 where a client would be refused.
+        """
 
         def soft_delete(client_id: str) -> None:
             service.soft_delete(client_id, actor=_actor())
@@ -107,12 +117,17 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
 
         def preview(client_id: str) -> None:
             removes = hard or service.soft_delete_entries is SoftDeleteEntries.REMOVE
-            preview = service.preview(client_id, hard=hard)
-            preview = replace(preview, kv_keys=_keys(preview.kv_keys, show_keys))
-            _print_preview(preview, hard, removes, as_json)
+            preview = service.preview(client_id, hard=hard, actor=_actor())
+            told = _told(preview, hard, show_row=show_row, show_keys=show_keys)
+            if as_json:
+                _print_json(told)
+            else:
+                _print_preview(told, on_entry="removed" if removes else "rewritten where its value is known")
+            if preview.refused is not None:
+                raise _ToldError("")
 
-        if as_json and not dry_run:
-            raise click.UsageError("--json goes with --dry-run.")
+        if not dry_run and (as_json or show_row):
+            raise click.UsageError("--json and --show-row go with --dry-run.")
         _for_each(client_ids, preview if dry_run else hard_delete if hard else soft_delete)
 
 
@@ -198,6 +213,13 @@ def _add_reading(group: AppGroup, service: DeletionService) -> None:
 
 class _NoAnswerError(click.ClickException):
     exit_code = 3
+
+
+class _ToldError(click.ClickException):
+    """A refusal that is printed already."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print nothing."""
 
 
 def _actor() -> str:
@@ -305,17 +327,43 @@ def _text(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _print_preview(preview: Preview, hard: bool, removes: bool, as_json: bool) -> None:
-    if as_json:
-        dependents = [dataclasses.asdict(dependent) for dependent in preview.dependents]
-        head = {"id": preview.client.id, "hard": hard, "row": preview.columns}
-        _print_json({**head, "dependents": dependents, "kv_keys": preview.kv_keys})
-        return
-    on_entry = "would be removed" if removes else "would be rewritten where its value is known"
-    click.echo(f"client {preview.client.id}: " + ("would be removed" if hard else "status would be false"))
-    for name, value in preview.columns.items():
+def _told(preview: Preview, hard: bool, *, show_row: bool, show_keys: bool) -> dict[str, Any]:
+    """Return what a dry run tells; row and keys only if they are asked for, since they hold secrets."""
+    dependents = [dataclasses.asdict(dependent) for dependent in preview.dependents]
+    told = {"id": preview.client.id, "hard": hard, "refused": preview.refused, "dependents": dependents}
+    told["entries"] = len(preview.kv_keys)
+    if show_keys:
+        told["kv_keys"] = preview.kv_keys
+    if show_row:
+        told["row"] = dict(preview.columns)
+    return told
+
+
+def _print_preview(told: Mapping[str, Any], on_entry: str) -> None:
+    dependents, refused = told["dependents"], told["refused"]
+    if refused is not None:
+        forbids = [_referring(each) for each in dependents if each["fate"] is Fate.FORBIDS]
+        verdict, on_entry = f"would be refused: {'; '.join(forbids) or refused}", "left as it is"
+    else:
+        verdict = "would be removed" if told["hard"] else "status would be false"
+    click.echo(f"client {told['id']}: {verdict}")
+    for name, value in told.get("row", {}).items():
         click.echo(f"  {name}: {_text(value)}")
-    for dependent in preview.dependents:
-        click.echo(f"  rows of {dependent.column} that refer to it: {dependent.rows} ({dependent.on_delete})")
-    for key in preview.kv_keys:
-        click.echo(f"  entry {_text(key)}: {on_entry}")
+    for each in dependents:
+        click.echo(f"  {_referring(each)}: {_FATES[each['fate']]}")
+    for key in told.get("kv_keys", ()):
+        click.echo(f"  entry {_text(key)}: would be {on_entry}")
+    if "kv_keys" not in told:
+        click.echo(f"  entries: {told['entries']}; each would be {on_entry}")
+
+
+def _referring(dependent: Mapping[str, Any]) -> str:
+    return f"{dependent['column']}, {dependent['rows']} row{'' if dependent['rows'] == 1 else 's'}"
+
+
+_FATES = {
+    Fate.REMOVED: "would be removed",
+    Fate.UNLINKED: "would be set to NULL",
+    Fate.KEPT: "would stay as they are",
+    Fate.FORBIDS: "forbid it",
+}

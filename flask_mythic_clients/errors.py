@@ -23,7 +23,7 @@ A docstring is its class's default message. No message quotes a driver, which ma
 values; nor does a cause, which is a `ForeignError`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MythicClientsError(Exception):
@@ -55,6 +55,9 @@ class ClientNotFoundError(ClientError):
 
 class ChangeRefusedError(ClientError):
     """Something forbids this change of the client."""
+
+    columns: Sequence[str] = ()
+    """Those that forbid it, as `table.column`, as far as they were found."""
 
 
 class ClientInUseError(ChangeRefusedError):

@@ -188,23 +188,36 @@ class Health:
         )
 
 
+class Fate(StrEnum):
+    """What a change makes of rows that refer to the client."""
+
+    REMOVED = "removed"
+    UNLINKED = "set to NULL"
+    KEPT = "kept"
+    FORBIDS = "forbids it"
+
+
 @dataclass(frozen=True, slots=True)
 class Dependent:
-    """Rows of another table that refer to the client, and what their foreign key does on removal."""
+    """Rows that refer to the client by a column, `table.column`, and what would become of them."""
 
     column: str
     rows: int
-    on_delete: str
+    fate: Fate
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a hard delete would meet: the row, its dependents and the keys that would go."""
+    """What a change would do: to the row, to what refers to it, and to the entries that the keys name.
+
+    `refused` tells what forbids it; None where nothing does.
+    """
 
     client: Client
     columns: Mapping[str, Any] = field(repr=False)
     dependents: tuple[Dependent, ...]
     kv_keys: tuple[str, ...] = field(repr=False)
+    refused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,8 +196,11 @@ class ClientDirectory(Protocol):
         """Return all clients in the order of their ids."""
         ...
 
-    def preview(self, client_id: str, entries: EntryRule) -> Preview | None:
-        """Look at what a hard delete would meet, and change nothing; None where there is no client."""
+    def preview(self, change: Change, entries: EntryRule) -> Preview | None:
+        """Do what `record` does, tell what came of it, and undo it; None where there is no client.
+
+        What forbids the change is told, and not raised.
+        """
         ...
 
     def check_columns(self, names: Collection[str]) -> None:

@@ -152,13 +152,17 @@ class DeletionService:
         """Return all clients in the order of their ids."""
         return self._repository.clients()
 
-    def preview(self, client_id: str, *, hard: bool) -> Preview:
-        """Tell what a deletion would meet, and change nothing.
+    def preview(self, client_id: str, *, hard: bool, actor: str = "preview") -> Preview:
+        """Delete in the database, tell what came of it, and undo it: so it tells what a deletion would do.
 
+        What is the host's in step 1 runs, too: listeners, and a `before=`. What forbids the deletion stands
+        in `refused`. The key-value store is not asked.
         Raises InvalidClientIdError, ClientNotFoundError, HardDeleteForbiddenError, StoreError.
         """
         check_client_id(client_id)
-        preview = self._repository.preview(client_id, self._entries)
+        action = Action.HARD if hard else Action.SOFT
+        change = Change(client_id, action, actor, only_if_inactive=self._guarded and hard)
+        preview = self._repository.preview(change, self._entries)
         if preview is None:
             raise ClientNotFoundError(client_id)
         if hard and (self._guard is HardDelete.DENY or (self._guarded and preview.client.active)):

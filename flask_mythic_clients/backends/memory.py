@@ -329,13 +329,15 @@ class MemoryRepository:
         with self._changed:
             return list(self._clients(sorted(self._rows)).values())
 
-    def preview(self, client_id: str, entries: EntryRule) -> Preview | None:
+    def preview(self, change: Change, entries: EntryRule) -> Preview | None:
         """Fulfil `ports.ClientDirectory.preview`."""
         with self._changed:
-            client = self._clients([client_id]).get(client_id)
+            client = self._clients([change.client_id]).get(change.client_id)
+            kept = change.client_id in self._kept
         if client is None:
             return None
-        return Preview(client, vars(client.row), (), tuple(entries(client)))
+        refused = DatabaseRefusedError.__doc__ if kept and change.applies_to(client) else None
+        return Preview(client, vars(client.row), (), tuple(entries(client)), refused)
 
     def check_columns(self, names: Collection[str]) -> None:
         """Accept every name: rows here may carry any column."""

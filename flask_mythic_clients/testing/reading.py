@@ -226,12 +226,12 @@ class ReadingContract(RepositoryFixtures):
         acme, acme2, _ = self.ids
         add_client(acme, name="Zoë")
         add_client(acme2, status=False)
-        preview = repository.preview(acme, _TEMPLATES)
+        preview = repository.preview(_change(acme, _HARD), _TEMPLATES)
         assert preview is not None
         assert (preview.client.id, preview.client.active) == (acme, True)
         assert preview.columns["name"] == "Zoë"
         assert list(preview.dependents) == []
-        inactive = repository.preview(acme2, _TEMPLATES)
+        inactive = repository.preview(_change(acme2, _HARD), _TEMPLATES)
         assert inactive is not None
         assert (inactive.client.id, inactive.client.active) == (acme2, False)
         assert _active(repository) == {acme: True, acme2: False}
@@ -246,7 +246,7 @@ class ReadingContract(RepositoryFixtures):
         acme, acme2, _ = self.ids
         add_client(acme, name=name)
         add_client(acme2, name="another")
-        preview = repository.preview(acme, rule)
+        preview = repository.preview(_change(acme, _HARD), rule)
         assert preview is not None
         assert isinstance(preview.kv_keys, tuple)
         assert repository.record(_change(acme, _HARD), rule)
@@ -256,11 +256,11 @@ class ReadingContract(RepositoryFixtures):
         self, repository: ClientRepository, add_client: AddClient
     ) -> None:
         acme, acme2, _ = self.ids
-        assert repository.preview(acme, _TEMPLATES) is None
+        assert repository.preview(_change(acme, _HARD), _TEMPLATES) is None
         add_client(acme)
-        assert repository.preview(acme2, _TEMPLATES) is None
+        assert repository.preview(_change(acme2, _HARD), _TEMPLATES) is None
         _record(repository, acme, _HARD)
-        assert repository.preview(acme, _TEMPLATES) is None
+        assert repository.preview(_change(acme, _HARD), _TEMPLATES) is None
 
     def test_the_columns_of_a_client_are_accepted(self, repository: ClientRepository) -> None:
         repository.check_columns(["name"])

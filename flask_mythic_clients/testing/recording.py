@@ -248,7 +248,7 @@ class RecordingContract(RepositoryFixtures):
         acme, _, _ = self.ids
         add_client(acme)
         for lookalike in self.lookalikes:
-            assert repository.preview(lookalike, _TEMPLATES) is None, lookalike
+            assert repository.preview(_change(lookalike, _HARD), _TEMPLATES) is None, lookalike
             for rule in (_TEMPLATES, _FUNCTION):
                 assert repository.record(_change(lookalike, _SOFT), rule) is None, lookalike
                 assert repository.record(_change(lookalike, _HARD), rule) is None, lookalike

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import sqlalchemy as sa
 
+from flask_mythic_clients import BusyError
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 
 from ..hosts import KeyValue
@@ -36,6 +37,25 @@ def test_a_request_gives_up_on_records_that_another_holds(
             assert scene.tap.calls == 1
         assert scene.host.delete("acme?hard=true").status_code == 200
         assert scene.host.delete("acme?hard=true").status_code == 404
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"])
+def test_a_dry_run_gives_up_on_a_row_that_another_holds(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue], database: str, hard: bool
+) -> None:
+    with make_scene(empty_database(database), empty_kv("memory")) as scene:
+        scene.add("acme")
+        with scene.host.flask.app_context():
+            preview = scene.host.clients.service.preview
+            with scene.second_connection() as holder:
+                holder.exec_driver_sql("UPDATE clients SET name = 'held' WHERE id = 'acme'")
+                began = time.monotonic()
+                with pytest.raises(BusyError):
+                    preview("acme", hard=hard)
+                assert 0.8 < time.monotonic() - began < 2.5
+                holder.rollback()
+            assert preview("acme", hard=hard).refused is None
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])

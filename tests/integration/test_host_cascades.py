@@ -148,8 +148,11 @@ class TestCascades:
         insert(host, order(client_id="acme"), note(client_id="acme"))
         store.set("client:acme", "value", ex=1000)
         before = contents(host, store, "client:acme")
+        with host.flask.app_context():
+            preview = host.clients.service.preview("acme", hard=True)
         answer = host.delete("acme?hard=true")
         assert (answer.status_code, answer.json["error"]) == (409, "Conflict")
+        assert preview.refused == answer.json["message"]
         assert contents(host, store, "client:acme") == before
 
     @pytest.mark.parametrize("listener", [False, True], ids=["statement", "unit of work"])
@@ -167,8 +170,12 @@ class TestCascades:
         insert(host, model(id="acme"))
         insert(host, order(client_id="acme"))
         before = contents(host, store)
+        with host.flask.app_context():
+            preview = host.clients.service.preview("acme", hard=True)
+        assert [each.fate for each in preview.dependents] == ["forbids it"]
         answer = host.delete("acme?hard=true")
         assert (answer.status_code, answer.json["error"]) == (409, "Conflict")
+        assert preview.refused == answer.json["message"]
         # SQLite's failed COMMIT leaves the transaction open, on a connection that goes back to the pool.
         assert contents(host, store) == before
         host.add(id="another")
@@ -193,15 +200,30 @@ def test_a_preview_tells_each_kind_of_dependent_and_what_becomes_of_it(mount: Ca
     )
     order, note = child_model(db, "order"), child_model(db, "note")
     visit, unused = child_model(db, "visit", ondelete="CASCADE"), child_model(db, "unused")
+    note.__table__.c.client_id.nullable = True
     host = mount(db=db, model=model)
     insert(host, model(id="acme", tags=[tag(id=1)]), model(id="other"))
     rows = [order(id=1, client_id="acme"), order(id=2, client_id="acme"), note(id=1, client_id="acme")]
     insert(host, *rows, visit(id=1, client_id="acme"), unused(id=1, client_id="other"))
+    fates = {
+        "orders.client_id": (2, "removed"),
+        "notes.client_id": (1, "set to NULL"),
+        "tagged.client_id": (1, "removed"),
+        "visits.client_id": (1, "removed"),
+    }
+    for hard in (True, False):
+        with host.flask.app_context():
+            preview = host.clients.service.preview("acme", hard=hard)
+        assert preview.refused is None
+        assert {each.column: (each.rows, each.fate) for each in preview.dependents} == {
+            column: (rows, fate if hard else "kept") for column, (rows, fate) in fates.items()
+        }
+        assert count(host, model, order, note, tagged, visit) == [2, 2, 1, 1, 1]
+    insert(host, unused(id=2, client_id="acme"))
     with host.flask.app_context():
-        dependents = host.clients.service.preview("acme", hard=True).dependents
-    assert {each.column: (each.rows, each.on_delete) for each in dependents} == {
-        "orders.client_id": (2, "ORM CASCADE"),
-        "notes.client_id": (1, "NO ACTION"),
-        "tagged.client_id": (1, "ORM CASCADE"),
-        "visits.client_id": (1, "CASCADE"),
+        preview = host.clients.service.preview("acme", hard=True)
+    assert "unuseds.client_id" in (preview.refused or "")
+    assert {each.column: each.fate for each in preview.dependents} == {
+        **dict.fromkeys(fates, "kept"),
+        "unuseds.client_id": "forbids it",
     }

@@ -95,6 +95,42 @@ def test_what_the_database_says_no_with_to_its_work_is_a_409(
     assert contents(host, store) == before
 
 
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_dry_run_calls_it_and_undoes_what_it_does(
+    mount: Callable[..., Host], store: MemoryStore, hard: bool
+) -> None:
+    committed: list[object] = []
+
+    def commits(session: Session) -> None:
+        committed.append(session)
+
+    host = _host(mount, _clean_up)
+    before = contents(host, store)
+    sa.event.listen(Session, "after_commit", commits)
+    try:
+        with host.flask.app_context():
+            preview = host.clients.service.preview("acme", hard=hard)
+    finally:
+        sa.event.remove(Session, "after_commit", commits)
+    assert (preview.refused, preview.kv_keys) == (None, ("client:acme", "handle:acme"))
+    fate = "removed" if hard else "kept"
+    (dependent,) = preview.dependents
+    assert (dependent.column, dependent.rows, dependent.fate) == ("orders.client_id", 1, fate)
+    assert (contents(host, store), _rows(host, "audits"), committed) == (before, [], [])
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_dry_run_tells_what_it_refuses(mount: Callable[..., Host], hard: bool) -> None:
+    def refuse(session: Session, row: Any, action: str) -> None:
+        raise ConstraintError(row.id, f"No {action} delete on a Sunday.")
+
+    host = _host(mount, refuse)
+    with host.flask.app_context():
+        preview = host.clients.service.preview("acme", hard=hard)
+    assert preview.refused == f"No {'hard' if hard else 'soft'} delete on a Sunday."
+    assert [each.fate for each in preview.dependents] == ["kept"]
+
+
 async def _later(session: Session, row: Any, action: str) -> None:
     """Would never be waited for."""
 

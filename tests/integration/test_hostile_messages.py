@@ -118,7 +118,7 @@ class TestAHostileTenant:
     def test_a_dry_run_prints_name_and_keys_escaped_each_in_one_line(
         self, host: Host, hard: list[str]
     ) -> None:
-        result = _run(host, "delete", "--dry-run", "--show-keys", *hard, "acme")
+        result = _run(host, "delete", "--dry-run", "--show-row", "--show-keys", *hard, "acme")
         assert result.exit_code == 0
         _is_harmless(result.output)
         lines = [line for line in result.stdout.splitlines() if "removed for good" in line]

@@ -68,7 +68,7 @@ class TestInASchema:
             with host.flask.app_context(), db.engine.begin() as connection:
                 connection.execute(orders.insert().values(client_id="acme"))
             assert host.delete("acme").status_code == 200
-            assert _dependents(host) == [("shop.orders.client_id", 1, "CASCADE")]
+            assert _dependents(host) == [("shop.orders.client_id", 1, "removed")]
             assert host.delete("acme?hard=true").status_code == 200
             assert len(host.records("acme")) == 2
         with engine.begin() as connection:
@@ -93,4 +93,4 @@ class TestInASchema:
 def _dependents(host: Host) -> list[tuple[str, int, str]]:
     with host.flask.app_context():
         preview = host.clients.service.preview("acme", hard=True)
-        return [(found.column, found.rows, found.on_delete) for found in preview.dependents]
+        return [(found.column, found.rows, found.fate) for found in preview.dependents]

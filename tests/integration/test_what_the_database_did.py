@@ -98,6 +98,14 @@ class Planted:
         assert set(names) <= set(re.findall(r"[\w.]*\w", body["message"]))
         assert TOKEN not in json.dumps(body)
         assert self.everything() == before
+        if action in ("soft", "hard"):
+            with self.host.flask.app_context():
+                preview = self.host.clients.service.preview("acme", hard=action == "hard", actor="tests")
+            # The hint may tell more, for the preview always looks row by row.
+            assert (preview.refused or "").partition(" Look at")[0] == body["message"].partition(" Look at")[
+                0
+            ]
+            assert self.everything() == before
 
 
 def planting(

@@ -232,14 +232,15 @@ class TestDryRun:
         before = contents(host, store, *KEYS)
         gate.closed = True  # not even asked
         flag = ["--hard"] if hard else []
-        result = _run(host, "delete", "--dry-run", "--show-keys", "--json", *flag, "acme")
+        result = _run(host, "delete", "--dry-run", "--show-keys", "--show-row", "--json", *flag, "acme")
         assert (result.exit_code, result.stderr) == (DONE, "")
         shown = json.loads(result.stdout)
-        assert list(shown) == ["id", "hard", "row", "dependents", "kv_keys"]
-        assert (shown["id"], shown["hard"]) == ("acme", hard)
+        assert list(shown) == ["id", "hard", "refused", "dependents", "entries", "kv_keys", "row"]
+        assert (shown["id"], shown["hard"], shown["refused"], shown["entries"]) == ("acme", hard, None, 2)
         row = {"id": "acme", "name": "Acme", "status": True, "publishable_key": "pk-acme"}
         assert shown["row"] == row
-        assert shown["dependents"] == [{"column": "notes.client_id", "rows": 3, "on_delete": "CASCADE"}]
+        fate = "removed" if hard else "kept"
+        assert shown["dependents"] == [{"column": "notes.client_id", "rows": 3, "fate": fate}]
         assert contents(host, store, *KEYS) == before
         gate.closed = False
         assert _run(host, "delete", "--yes", *flag, "acme").exit_code == DONE
@@ -263,29 +264,72 @@ class TestDryRun:
         _run(host, "delete", "acme")
         assert [store.get(key) for key in KEYS] == [None, None]
 
-    @pytest.mark.parametrize(("hard", "words"), [(True, "removed"), (False, "status would be false")])
-    def test_people_get_the_same_in_words_on_stdout(self, host: Host, hard: bool, words: str) -> None:
-        _refer(host, "orders", rows=2)
-        result = _run(host, "delete", "--dry-run", "--show-keys", *(["--hard"] if hard else []), "acme")
+    @pytest.mark.parametrize(
+        ("flags", "lines"),
+        [
+            (
+                ["--hard"],
+                [
+                    "would be removed",
+                    "notes.client_id, 1 row: would be removed",
+                    "entries: 2; each would be removed",
+                ],
+            ),
+            (
+                [],
+                [
+                    "status would be false",
+                    "notes.client_id, 1 row: would stay as they are",
+                    "entries: 2; each would be rewritten where its value is known",
+                ],
+            ),
+            (
+                ["--hard", "--show-keys", "--show-row"],
+                [
+                    "would be removed",
+                    *("publishable_key: pk-acme", "id: acme", "name: Acme", "status: True"),
+                    "notes.client_id, 1 row: would be removed",
+                    *(f"entry {key}: would be removed" for key in KEYS),
+                ],
+            ),
+        ],
+        ids=["hard", "soft", "all"],
+    )
+    def test_people_get_the_same_in_words_on_stdout(
+        self, host: Host, flags: list[str], lines: list[str]
+    ) -> None:
+        _refer(host, "notes", rows=1)
+        result = _run(host, "delete", "--dry-run", *flags, "acme")
         assert (result.exit_code, result.stderr) == (DONE, "")
-        for text in (
-            words,
-            "publishable_key: pk-acme",
-            "rows of orders.client_id that refer to it: 2",
-            "NO ACTION",
-            *KEYS,
-        ):
-            assert text in result.stdout
+        first, *others = lines
+        assert result.stdout.splitlines() == [f"client acme: {first}", *(f"  {line}" for line in others)]
 
-    def test_no_listener_of_the_hosts_orm_is_called(self, host: Host) -> None:
+    def test_what_would_be_refused_is_told_with_the_columns_that_forbid_it(
+        self, host: Host, store: MemoryStore
+    ) -> None:
+        _refer(host, "orders", rows=2)
+        before = contents(host, store, *KEYS)
+        result = _run(host, "delete", "--dry-run", "--hard", "acme")
+        assert (result.exit_code, result.stderr) == (REFUSED, "")
+        assert result.stdout.splitlines() == [
+            "client acme: would be refused: orders.client_id, 2 rows",
+            "  orders.client_id, 2 rows: forbid it",
+            "  entries: 2; each would be left as it is",
+        ]
+        shown = json.loads(_run(host, "delete", "--dry-run", "--hard", "--json", "acme").stdout)
+        assert shown["dependents"] == [{"column": "orders.client_id", "rows": 2, "fate": "forbids it"}]
+        assert contents(host, store, *KEYS) == before
+        deed = _run(host, "delete", "--hard", "--yes", "acme")
+        assert (deed.exit_code, deed.stderr) == (REFUSED, f"Error: acme: {shown['refused']}\n")
+
+    def test_the_hosts_listeners_are_called_as_in_the_deed(self, host: Host) -> None:
         called = []
-        for event in ("before_delete", "after_delete", "before_update", "after_update"):
+        for event in ("before_delete", "before_update"):
             sa.event.listen(host.model, event, lambda *_: called.append(1))
-        for flag in ([], ["--hard"]):
+        for number, flag in enumerate(([], ["--hard"]), 1):
             assert _run(host, "delete", "--dry-run", *flag, "acme").exit_code == DONE
-        assert called == []
-        _run(host, "delete", "acme")
-        assert called  # they are there
+            assert len(called) == number
+        assert _status(host) is True
 
     def test_each_id_is_a_line_of_json_and_one_that_fails_stops_no_other(
         self, host: Host, store: MemoryStore

@@ -89,18 +89,18 @@ class Cascades:
         return found
 
     def _own(self, connection: sa.Connection, client: Client, table: Any) -> _Keys:
-        query = sa.select(*_raw(table, self._keys[_name(table)]))
+        query = sa.select(*raw(table, self._keys[_name(table)]))
         return set(map(tuple, connection.execute(query.where(*self._rows.of_client(client, table)))))
 
     def _children(self, connection: sa.Connection, by: _Cascade, parents: _Keys) -> Iterator[tuple[Any, ...]]:
         key, key_of_parent = self._keys[by.child], self._keys[by.parent]
         parent = _table(by.parent, {*by.referred, *key_of_parent}).alias("parent")
         child = _table(by.child, {*by.referring, *key}).alias("child")
-        pairs = zip(_raw(child, by.referring), _raw(parent, by.referred), strict=True)
+        pairs = zip(raw(child, by.referring), raw(parent, by.referred), strict=True)
         refers = sa.and_(*(column == referred for column, referred in pairs))
-        query = sa.select(*_raw(child, key)).select_from(child.join(parent, refers))
+        query = sa.select(*raw(child, key)).select_from(child.join(parent, refers))
         for some in _parts(parents):
-            among = sa.tuple_(*_raw(parent, key_of_parent)).in_(some)
+            among = sa.tuple_(*raw(parent, key_of_parent)).in_(some)
             yield from map(tuple, connection.execute(query.where(among).with_for_update()))
 
     def _clients(self, connection: sa.Connection, new: dict[_Name, _Keys]) -> Iterator[str]:
@@ -108,7 +108,7 @@ class Cascades:
             for table in kind.mapper.tables:
                 name = _name(table)
                 for some in _parts(new.get(name, set())):
-                    among = sa.tuple_(*_raw(table, self._keys[name])).in_(some)
+                    among = sa.tuple_(*raw(table, self._keys[name])).in_(some)
                     query = sa.select(kind.id).select_from(kind.mapper.selectable).where(among)
                     yield from (_told(kind, id) for id in connection.scalars(query))
 
@@ -137,7 +137,7 @@ def _table(name: _Name, columns: Iterable[str]) -> Any:
     return sa.table(name[1], *map(sa.column, columns), schema=name[0])
 
 
-def _raw(table: Any, names: Iterable[str]) -> list[sa.ColumnElement[Any]]:
+def raw(table: Any, names: Iterable[str]) -> list[sa.ColumnElement[Any]]:
     """Return columns without their types: a value is compared as the driver gave it."""
     columns = {column.name: column for column in table.c}
     return [sa.type_coerce(columns[name], sa.types.NullType()) for name in names]

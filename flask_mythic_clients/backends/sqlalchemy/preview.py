@@ -1,50 +1,103 @@
-"""What a hard delete would meet. Reads alone."""
+"""What a change would do: it is done, looked at, and undone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Session
 
 from ...entries import EntryRule
-from ...model import Client, Dependent, Preview
-from .dialects import Dialect
+from ...errors import ChangeRefusedError, ClientError
+from ...model import Action, Change, Client, Dependent, Fate, Preview
+from .cascades import raw
+from .dialects import Dialect, Verdict
+from .recorder import Plan
+from .refusals import referring
 from .rows import ClientRows
+from .transactions import RefusedError
+
+_SAMPLE = 100
 
 
-def preview(
-    session: Session, dialect: Dialect, rows: ClientRows, client_id: str, entries: EntryRule
-) -> Preview | None:
-    """Fulfil `ports.ClientDirectory.preview`."""
-    client = rows.read(session, [client_id], dialect).get(client_id)
-    if client is None:
-        return None
-    names = rows.mapper.columns.keys()
-    return Preview(
-        client=client,
-        columns={name: getattr(client.row, name) for name in names},
-        dependents=tuple(_dependents(session, rows.mapper, client)),
-        kv_keys=tuple(entries(client)),
-    )
+@dataclass(frozen=True)
+class _Referring:
+    """Rows of a table that refer to the client by one column, and the keys of some of them."""
+
+    column: sa.Column[Any]
+    rows: int
+    key: Sequence[str]
+    some: Sequence[tuple[Any, ...]]
+
+    def fate(self, connection: sa.Connection) -> Fate:
+        """Return what has become of them, by those whose keys are known."""
+        here = sa.tuple_(*raw(self.column.table, self.key)).in_(self.some)
+        counts = sa.select(sa.func.count(), sa.func.count(self.column)).select_from(self.column.table)
+        left, linked = connection.execute(counts.where(here)).one()
+        return Fate.KEPT if linked else Fate.UNLINKED if left else Fate.REMOVED
 
 
-def _dependents(session: Session, mapper: Mapper[Any], client: Client) -> Iterator[Dependent]:
-    clients: Any = mapper.local_table
-    for table in clients.metadata.sorted_tables:
-        for key in table.foreign_keys:
-            # By name: `key.column` raises where another key names a table the host has not defined.
-            if key.target_fullname.rpartition(".")[0] != clients.fullname:
-                continue
-            value = getattr(client.row, mapper.get_property_by_column(key.column).key)
-            count = sa.select(sa.func.count()).select_from(table).where(key.parent == value)
-            if rows := session.connection().scalars(count).one():
-                yield Dependent(f"{table.fullname}.{key.parent.name}", rows, _on_delete(mapper, key))
+class Trial:
+    """One change, tried."""
 
+    def __init__(self, rows: ClientRows, ledger: sa.Table, dialect: Dialect, plan: Plan) -> None:
+        self._rows = rows
+        self._ledger = ledger
+        self._dialect = dialect
+        self._plan = plan
+        self._seen: Preview | None = None
 
-def _on_delete(mapper: Mapper[Any], key: sa.ForeignKey) -> str:
-    for related in mapper.relationships:
-        if related.secondary is key.parent.table:
-            return "ORM CASCADE"
-        if related.cascade.delete and related.mapper.local_table is key.parent.table:
-            return "ORM CASCADE"
-    return key.ondelete or "NO ACTION"
+    def take(self, session: Session, key: Any, change: Change, entries: EntryRule) -> Preview | None:
+        """Take the change, to be undone; return what came of it, None where there is no client.
+
+        Raises RefusedError, and what `Plan.take` raises.
+        """
+        rows, connection = self._rows, session.connection()
+        self._dialect.lock(connection, self._ledger)
+        client = rows.read(session, [change.client_id], self._dialect).get(change.client_id)
+        if client is None:
+            return None
+        names = rows.mapper.columns.keys()
+        columns = {name: getattr(client.row, name) for name in names}
+        referring_rows = list(self._referring(connection, client))
+        before = tuple(self._dependent(each, Fate.KEPT) for each in referring_rows)
+        self._seen = Preview(client, columns, before, tuple(entries(client)))
+        recorded = self._plan.take(session, key, change, entries)
+        if recorded is None:
+            return self._seen
+        self._dialect.finish(connection)
+        if self._dialect.defers_alone and change.action is Action.HARD and referring(session, rows, client):
+            raise RefusedError(Verdict.CONSTRAINT)
+        after = tuple(self._dependent(each, each.fate(connection)) for each in referring_rows)
+        return replace(self._seen, dependents=after, kv_keys=recorded.record.kv_keys)
+
+    def refused(self, error: ClientError) -> Preview:
+        """Return what was seen of a change that is refused; raises the error where nothing was."""
+        if self._seen is None:
+            raise error
+        found = error.columns if isinstance(error, ChangeRefusedError) else ()
+        dependents = tuple(
+            replace(each, fate=Fate.FORBIDS) if each.column in found else each
+            for each in self._seen.dependents
+        )
+        return replace(self._seen, dependents=dependents, refused=f"{error}")
+
+    def _dependent(self, each: _Referring, fate: Fate) -> Dependent:
+        return Dependent(f"{each.column.table.fullname}.{each.column.name}", each.rows, fate)
+
+    def _referring(self, connection: sa.Connection, client: Client) -> Iterator[_Referring]:
+        mapper = self._rows.mapper
+        clients: Any = mapper.local_table
+        for table in clients.metadata.sorted_tables:
+            for foreign in table.foreign_keys:
+                # By name: `foreign.column` raises where another key names a table the host has not defined.
+                if foreign.target_fullname.rpartition(".")[0] != clients.fullname:
+                    continue
+                value = getattr(client.row, mapper.get_property_by_column(foreign.column).key)
+                refers = foreign.parent == value
+                count = sa.select(sa.func.count()).select_from(table).where(refers)
+                if not (number := connection.scalars(count).one()):
+                    continue
+                key = [column.name for column in table.primary_key or table.columns]
+                some = sa.select(*raw(table, key)).where(refers).limit(_SAMPLE)
+                yield _Referring(foreign.parent, number, key, list(map(tuple, connection.execute(some))))

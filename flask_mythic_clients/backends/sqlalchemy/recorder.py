@@ -107,6 +107,10 @@ class Recorder:
             plan = plans[kind] = self._make(dialect, change, entries)
         return plan
 
+    def general(self, dialect: Dialect, change: Change) -> Plan:
+        """Return the plan that fits every change, and leaves the transaction open."""
+        return dialect.once((self, change.action), lambda: self._unit_of_work(dialect, change))
+
     def plan_again(
         self, dialect: Dialect, change: Change, entries: EntryRule, undecided: UndecidedError
     ) -> Plan:

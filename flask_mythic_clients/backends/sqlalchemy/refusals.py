@@ -17,7 +17,7 @@ from ...errors import (
     MappingError,
     OtherClientsError,
 )
-from ...model import Change
+from ...model import Change, Client
 from .dialects import Dialect, Verdict
 from .rows import ClientRows
 
@@ -29,7 +29,9 @@ def refusal(verdict: Verdict, change: Change, rows: ClientRows, columns: Sequenc
         error = ClientInUseError
     table = rows.id.table
     where = f"Look at {', '.join(columns)}." if columns else f"Look at the table {table}{hint}."
-    return error(change.client_id, f"{error.__doc__} {where}")
+    refused = error(change.client_id, f"{error.__doc__} {where}")
+    refused.columns = columns
+    return refused
 
 
 _SAID: dict[Verdict, tuple[type[ChangeRefusedError], str]] = {
@@ -53,8 +55,14 @@ _NAMED = 5
 def holding_back(session: Session, dialect: Dialect, rows: ClientRows, client_id: str) -> list[str]:
     """Return the columns, as `table.column`, by which foreign keys of the database forbid a removal."""
     client = rows.read(session, [client_id], dialect).get(client_id)
-    if client is None:
-        return []
+    found = referring(session, rows, client) if client else []
+    # Of what the ORM looks after only where there is nothing else.
+    touched = set(touched_by_the_orm(rows))
+    return [column for column in found if column not in touched] or found
+
+
+def referring(session: Session, rows: ClientRows, client: Client) -> list[str]:
+    """Return the columns of the database by which others refer to a client: first those that forbid."""
     inspector = sa.inspect(session.connection())
     found: dict[str, str] = {}
     for clients in rows.mapper.tables:

@@ -12,7 +12,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Session
 
 from ...entries import EntryRule
-from ...errors import BusyError, ChangeRefusedError, ConfigurationError, StoreError
+from ...errors import BusyError, ChangeRefusedError, ClientError, ConfigurationError, StoreError
 from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview, Recorded
 from ...ports import Begun
 from .both_steps import BothSteps
@@ -21,7 +21,7 @@ from .dialects import Dialect, Verdict, dialect_of
 from .engines import Database, address, engines_of
 from .ledger import LEDGER, Ledger, ledger_table, shared
 from .mixin import ClientMixin
-from .preview import preview
+from .preview import Trial
 from .recorder import Hook, KeptError, OneStatement, Recorder, TakenAlongError, check_hook
 from .refusals import holding_back, refusal, taken_along, touched_by_the_orm
 from .rows import ClientRows
@@ -45,7 +45,8 @@ class SQLAlchemyRepository:
 
     `before(session, row, action)` is called in step 1's transaction, before the row is changed: to clean up
     what refers to it, to free a unique name, to write an audit row. It may be called again for the same
-    change, so it touches that session alone. What it raises rolls all back; a ClientError is then the answer.
+    change, and in a dry run, which is undone, so it touches that session alone. What it raises rolls all
+    back; a ClientError is then the answer.
 
     Raises ConfigurationError where the model has no such columns, or the id is not unique.
     """
@@ -207,10 +208,21 @@ class SQLAlchemyRepository:
             yield from page
             after = page[-1]
 
-    def preview(self, client_id: str, entries: EntryRule) -> Preview | None:
+    def preview(self, change: Change, entries: EntryRule) -> Preview | None:
         """Fulfil `ports.ClientDirectory.preview`."""
-        look = partial(preview, rows=self._rows, client_id=client_id, entries=entries)
-        return self._transactions().read(look)
+        transactions = self._transactions()
+        dialect = transactions.dialect
+        key = self._rows.key_of(change.client_id, dialect)
+        if key is None:
+            return None
+        plan = self._recorder.general(dialect, change)
+        trial = Trial(self._rows, self._ledger.table, dialect, plan)
+        step = partial(trial.take, key=key, change=change, entries=entries)
+        try:
+            with self._refusals(change, transactions):
+                return transactions.write(step, change.client_id, plan.begin, undo=True)
+        except ClientError as error:
+            return trial.refused(error)
 
     def check_columns(self, names: Collection[str]) -> None:
         """Fulfil `ports.ClientDirectory.check_columns`."""

@@ -57,8 +57,8 @@ class Transactions:
         """Do the same without a session; `alone` for a single statement that is sent often."""
         return self._ended(self.dialect.alone if alone else self.dialect.statements, query)
 
-    def write(self, step: Callable[[Any], _T], client_id: str, begin: Begin) -> _T:
-        """Take the step in a transaction, and commit.
+    def write(self, step: Callable[[Any], _T], client_id: str, begin: Begin, *, undo: bool = False) -> _T:
+        """Take the step in a transaction, and commit, or `undo` it.
 
         Raises RefusedError where something forbids it.
         """
@@ -69,8 +69,12 @@ class Transactions:
                 try:
                     with self.refusals(), begin(self.engine) as transaction:
                         done = step(transaction)
+                        if undo:
+                            raise _UndoneError  # as each database undoes what has failed
                         transaction.commit()
                         return done
+                except _UndoneError:
+                    return done
                 except sa.exc.SQLAlchemyError as error:
                     self._failed(tries, error)
 
@@ -186,6 +190,10 @@ class Transactions:
         return RepositoryError(
             f"The database lacks {lacks}: make it as your app makes its tables, or migrate."
         )
+
+
+class _UndoneError(Exception):
+    """Nothing is wrong: it was only tried."""
 
 
 class _Tries:

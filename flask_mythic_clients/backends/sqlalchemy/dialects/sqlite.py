@@ -27,6 +27,7 @@ class SQLite(Dialect):
 
     skips_rows = True
     locks_rows = False
+    defers_alone = True
     began = now = sa.func.strftime(_TIME, "now")
     verdicts: ClassVar = {
         **dict.fromkeys(("SQLITE_BUSY", "SQLITE_LOCKED"), Verdict.BUSY),

@@ -78,6 +78,8 @@ class Dialect:
     """Whether a policy can hide from a lock a row that a plain read finds."""
     raises_at_commit: ClassVar[bool] = False
     """Whether a trigger of the host's can raise what it likes at the commit."""
+    defers_alone: ClassVar[bool] = False
+    """Whether what is deferred to the commit cannot be asked for before."""
     uuid_is_text: ClassVar[bool] = False
     """Whether SQL writes a UUID as Python does."""
     began: ClassVar[sa.ColumnElement[Any]]
