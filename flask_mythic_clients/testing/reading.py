@@ -229,7 +229,7 @@ class ReadingContract(RepositoryFixtures):
         preview = repository.preview(_change(acme, _HARD), _TEMPLATES)
         assert preview is not None
         assert (preview.client.id, preview.client.active) == (acme, True)
-        assert preview.columns["name"] == "Zoë"
+        assert preview.columns["name"] == preview.client.row.name == "Zoë"
         assert list(preview.dependents) == []
         inactive = repository.preview(_change(acme2, _HARD), _TEMPLATES)
         assert inactive is not None

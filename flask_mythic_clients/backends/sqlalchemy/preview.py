@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
@@ -61,7 +62,9 @@ class Trial:
         columns = {name: getattr(client.row, name) for name in names}
         referring_rows = list(self._referring(connection, client))
         before = tuple(self._dependent(each, Fate.KEPT) for each in referring_rows)
-        self._seen = Preview(client, columns, before, tuple(entries(client)))
+        # A copy of the row: what is undone is loaded anew, and there is no session then.
+        copied = replace(client, row=SimpleNamespace(**columns))
+        self._seen = Preview(copied, columns, before, tuple(entries(client)))
         recorded = self._plan.take(session, key, change, entries)
         if recorded is None:
             return self._seen
