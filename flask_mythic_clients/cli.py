@@ -8,10 +8,12 @@ import dataclasses
 import getpass
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import IO, Any
 
 import click
@@ -53,6 +55,7 @@ def create_group(kind: str, service: DeletionService) -> AppGroup:
     """Return the commands for one app's service of a kind of client."""
     words = kind.replace("_", " ")
     group = AppGroup(commands(kind), help=f"Delete, restore and reconcile {words}.")
+    click.version_option(package_name="flask-mythic-clients", message="%(package)s %(version)s")(group)
     _add_create_key(group, kind)
     _add_delete(group, service)
     _add_restore(group, service)
@@ -191,11 +194,13 @@ def _add_status(group: AppGroup, service: DeletionService) -> None:
 
 def _add_reading(group: AppGroup, service: DeletionService) -> None:
     @group.command("list")
+    @click.option("--inactive", is_flag=True, help="Print those alone that are not active.")
     @_as_json
-    def list_command(as_json: bool) -> None:
+    def list_command(inactive: bool, as_json: bool) -> None:
         """Print the clients and their status."""
         with _exit_codes():
-            _print_rows(({"id": client.id, "status": client.active} for client in service.clients()), as_json)
+            clients = (client for client in service.clients() if not (inactive and client.active))
+            _print_rows(({"id": client.id, "status": client.active} for client in clients), as_json)
 
     @group.command("history")
     @click.argument("client_id", metavar="ID")
@@ -309,14 +314,56 @@ def _print_json(value: Any) -> None:
 
 
 def _print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
-    """Print rows as a JSON array, or as lines of tab-separated values under a line of names."""
+    """Print rows as a JSON array, or as lines of tab-separated values under a line of names.
+
+    On a terminal the columns stand below each other, and the few values that are long in lines of their own.
+    """
     if as_json:
         _print_json(list(rows))
+        return
+    if _is_terminal():
+        _print_for_people(rows)
         return
     for number, row in enumerate(rows):
         if number == 0:
             click.echo("\t".join(row))
         click.echo("\t".join(map(_text, row.values())))
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+# What stands side by side, and what below that in a line of its own, where there is anything.
+_SIDE_BY_SIDE = ("id", "status", "action", "actor", "requested_at", "settled_at", "verified_at")
+_BELOW = ("kv_keys", "kv_digests", "attempts", "last_error")
+
+
+def _print_for_people(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Pad the columns, as wide as the first rows need them."""
+    every = iter(rows)
+    first = list(islice(every, 100))
+    names = [name for name in first[0] if name in _SIDE_BY_SIDE] if first else []
+    head = dict(zip(names, names, strict=True))
+    widths = [max(len(_cell(row[name])) for row in (head, *first)) for name in names]
+    for row in (head, *first) if first else ():
+        _print_cells(row, names, widths)
+    for row in every:
+        _print_cells(row, names, widths)
+
+
+def _print_cells(row: Mapping[str, Any], names: Sequence[str], widths: Sequence[int]) -> None:
+    cells = (_cell(row[name]).ljust(width) for name, width in zip(names, widths, strict=True))
+    click.echo("  ".join(cells).rstrip())
+    for name in _BELOW:
+        if value := row.get(name):
+            # A digest is of use to programs alone.
+            told = len(value) if name == "kv_digests" else _text(value)
+            click.echo(f"    {name.replace('_', ' ')}: {told}")
+
+
+def _cell(value: object) -> str:
+    return f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else _text(value)
 
 
 def _text(value: object) -> str:

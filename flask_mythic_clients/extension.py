@@ -1,6 +1,7 @@
 """Joins the parts. The only toucher of `app.extensions`."""
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -95,7 +96,8 @@ class MythicClients:
             )  # Flask-WTF's guard, whose 400 would come before our 401: no cookie lets anybody in
         app.cli.add_command(create_group(kind, service))
         app.extensions[self._key] = service
-        if self._verify_key is None and not settings.admin_keys:
+        # Its own commands need no key, and one of them makes the first.
+        if self._verify_key is None and not settings.admin_keys and commands(kind) not in sys.argv:
             logger.warning(
                 "%s is empty: every request is refused with 401. Make a key with `flask %s create-key NAME`.",
                 setting(kind, "admin_keys"),

@@ -247,6 +247,22 @@ def test_without_keys_every_request_is_refused_and_the_log_says_why(
         assert len(scene.entries()) == 2
 
 
+@pytest.mark.parametrize(("argument", "warned"), [("run", True), ("mythic-clients", False)])
+def test_its_own_commands_which_need_no_key_do_not_miss_one(
+    scene: Scene,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    argument: str,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["flask", argument])
+    closed = Flask("closed")
+    closed.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    scene.host.db.init_app(closed)
+    scene.host.clients.init_app(closed)
+    assert ("MYTHIC_CLIENTS_ADMIN_KEYS is empty" in caplog.text) is warned
+
+
 @pytest.mark.parametrize("query", ["", "?hard=true"])
 def test_a_kv_store_that_times_out_is_unknown_and_in_time(scene: Scene, query: str) -> None:
     real = scene.tap.store

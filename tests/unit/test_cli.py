@@ -4,6 +4,8 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -484,9 +486,41 @@ class TestReading:
         shown = json.loads(_run(host, "list", "--json").stdout)
         assert shown == [{"id": "acme", "status": True}, {"id": "b", "status": False}]
 
-    def test_lists_of_nothing_are_empty_and_no_error(self, mount: Callable[..., Host]) -> None:
+    def test_the_inactive_alone_are_listed_if_that_is_asked(self, host: Host, store: MemoryStore) -> None:
+        _add(host, store, "b")
+        _run(host, "delete", "b")
+        assert _run(host, "list", "--inactive").stdout == "id\tstatus\nb\tFalse\n"
+
+    def test_on_a_terminal_columns_stand_below_each_other_and_fit(
+        self, host: Host, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("flask_mythic_clients.cli._is_terminal", lambda: True)
+        _add(host, store, "a-longer-id")
+        assert _run(host, "list").stdout.splitlines() == [
+            "id           status",
+            "a-longer-id  True",
+            "acme         True",
+        ]
+        _run(host, "delete", "acme")
+        head, record, keys = _run(host, "history", "acme").stdout.splitlines()
+        assert head.split() == ["id", "action", "actor", "requested_at", "settled_at", "verified_at"]
+        assert re.fullmatch(r"\d+   soft    cli:ada  [-\d]{10} [:\d]{8}  [-\d]{10} [:\d]{8}  -", record)
+        assert keys == "    kv keys: client:… publishable_key:…"
+        assert max(map(len, (head, record, keys))) <= 100
+        for name in ("action", "actor", "requested_at"):
+            at = head.index(name)
+            assert record[at - 2 : at] == "  "
+            assert record[at] != " "
+
+    def test_the_version_is_that_of_the_package(self, host: Host) -> None:
+        assert _run(host, "--version").stdout == f"flask-mythic-clients {version('flask-mythic-clients')}\n"
+
+    def test_lists_of_nothing_are_empty_and_no_error(
+        self, mount: Callable[..., Host], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         host = mount()
-        for command in (["list"], ["history", "nobody"]):
+        for terminal, command in product((False, True), (["list"], ["history", "nobody"])):
+            monkeypatch.setattr("flask_mythic_clients.cli._is_terminal", lambda terminal=terminal: terminal)
             result = _run(host, *command)
             assert (result.exit_code, result.stdout) == (DONE, "")
             assert json.loads(_run(host, *command, "--json").stdout) == []
