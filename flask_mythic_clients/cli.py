@@ -22,7 +22,7 @@ from flask.cli import AppGroup
 from .auth import create_key, digest
 from .config import check_name, commands, setting
 from .errors import ConfigurationError, MythicClientsError, StoreError
-from .model import Fate, Health, Preview, SoftDeleteEntries
+from .model import Fate, Health, Preview, SoftDeleteEntries, is_text
 from .service import DeletionService
 
 _REFUSED = 1
@@ -41,6 +41,18 @@ class _Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gen
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
+class _Line(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # as above
+    """A text that the ledger takes."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return it."""
+        if not is_text(value):
+            self.fail("write one line, of 1 to 500 characters.", param, ctx)
+        return str(value)
+
+
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
 
@@ -48,6 +60,8 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _show_keys = click.option(
     "--show-keys", is_flag=True, help="Print the keys of entries in full: some are secrets."
 )
+_actor = click.option("--actor", type=_Line(), help="Who does it, for the ledger; else cli:USER.")
+_reason = click.option("--reason", type=_Line(), help="Why, for the ledger.")
 _client_ids = click.argument("client_ids", metavar="ID...", nargs=-1, required=True)
 
 
@@ -93,6 +107,8 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
     @click.option("--dry-run", is_flag=True, help="Do it in the database, tell what came of it, and undo it.")
     @click.option("--show-row", is_flag=True, help="With --dry-run, print the row: it may hold secrets.")
     @_show_keys
+    @_actor
+    @_reason
     @_as_json
     def delete_command(
         client_ids: tuple[str, ...],
@@ -101,26 +117,29 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
         dry_run: bool,
         show_row: bool,
         show_keys: bool,
+        actor: str | None,
+        reason: str | None,
         as_json: bool,
     ) -> None:
         """Soft-delete clients, or remove them for good. --json goes with --dry-run.
 
         A dry run exits with 1 where a client would be refused.
         """
+        by = actor or _user()
 
         def soft_delete(client_id: str) -> None:
-            service.soft_delete(client_id, actor=_actor())
+            service.soft_delete(client_id, actor=by, reason=reason)
             click.echo(f"{client_id}: soft-deleted; `restore` takes it back.", err=True)
 
         def hard_delete(client_id: str) -> None:
             if not yes:
                 _confirm(client_id)
-            service.hard_delete(client_id, actor=_actor())
+            service.hard_delete(client_id, actor=by, reason=reason)
             click.echo(f"{client_id}: removed for good, from both stores.", err=True)
 
         def preview(client_id: str) -> None:
             removes = hard or service.soft_delete_entries is SoftDeleteEntries.REMOVE
-            preview = service.preview(client_id, hard=hard, actor=_actor())
+            preview = service.preview(client_id, hard=hard, actor=by)
             told = _told(preview, hard, show_row=show_row, show_keys=show_keys)
             if as_json:
                 _print_json(told)
@@ -137,11 +156,13 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
 def _add_restore(group: AppGroup, service: DeletionService) -> None:
     @group.command("restore")
     @_client_ids
-    def restore_command(client_ids: tuple[str, ...]) -> None:
+    @_actor
+    @_reason
+    def restore_command(client_ids: tuple[str, ...], actor: str | None, reason: str | None) -> None:
         """Take soft deletes back."""
 
         def restore(client_id: str) -> None:
-            service.restore(client_id, actor=_actor())
+            service.restore(client_id, actor=actor or _user(), reason=reason)
             click.echo(f"{client_id}: active.", err=True)
 
         _for_each(client_ids, restore)
@@ -227,7 +248,7 @@ class _ToldError(click.ClickException):
         """Print nothing."""
 
 
-def _actor() -> str:
+def _user() -> str:
     try:
         return f"cli:{getpass.getuser()}"
     except (KeyError, OSError):  # a container's user may have no name
@@ -336,7 +357,7 @@ def _is_terminal() -> bool:
 
 # What stands side by side, and what below that in a line of its own, where there is anything.
 _SIDE_BY_SIDE = ("id", "status", "action", "actor", "requested_at", "settled_at", "verified_at")
-_BELOW = ("kv_keys", "kv_digests", "attempts", "last_error")
+_BELOW = ("reason", "kv_keys", "kv_digests", "attempts", "last_error")
 
 
 def _print_for_people(rows: Iterable[Mapping[str, Any]]) -> None:

@@ -5,6 +5,7 @@
     MythicClientsError
     ├── ConfigurationError            refused at start-up; the message names the key and the fix
     ├── InvalidClientIdError          the id can be no client's
+    ├── InvalidReasonError            the reason is no text that the ledger takes
     ├── ClientNotFoundError           no such client, and nothing pending for it
     ├── ChangeRefusedError            something forbids it; nothing has changed in either store
     │   ├── ClientInUseError              other rows (a foreign key)
@@ -47,6 +48,10 @@ class ClientError(MythicClientsError):
 
 class InvalidClientIdError(ClientError):
     """A client id is a text of 1 to 255 characters, each a letter a-z or A-Z, a digit, '_' or '-'."""
+
+
+class InvalidReasonError(ClientError):
+    """A reason is a text of 1 to 500 characters, none of them a control character."""
 
 
 class ClientNotFoundError(ClientError):

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from .errors import InvalidClientIdError
+from .errors import InvalidClientIdError, InvalidReasonError
 
 CLIENT_ID = re.compile(r"[a-zA-Z0-9_-]{1,255}")
 
@@ -17,6 +17,17 @@ def check_client_id(client_id: str) -> None:
     # fullmatch: `match` with `$` lets a trailing newline through.
     if not isinstance(client_id, str) or not CLIENT_ID.fullmatch(client_id):
         raise InvalidClientIdError(client_id)
+
+
+def is_text(text: object) -> bool:
+    """Whether the ledger takes it as a reason, or as the name of an actor: one line, that can be printed."""
+    return isinstance(text, str) and 0 < len(text) <= 500 and text.isprintable()
+
+
+def check_reason(client_id: str, reason: str | None) -> None:
+    """Refuse a reason that the ledger does not take; raises InvalidReasonError."""
+    if reason is not None and not is_text(reason):
+        raise InvalidReasonError(client_id)
 
 
 class Action(StrEnum):
@@ -59,6 +70,7 @@ class Change:
     action: Action
     actor: str
     only_if_inactive: bool = False
+    reason: str | None = field(default=None, repr=False)
 
     def applies_to(self, client: Client) -> bool:
         """Whether the client is one that this change would change."""
@@ -76,6 +88,7 @@ class DeletionRecord:
     """A line of the ledger; pending while `settled_at` is None. Times are the repository's, aware, in UTC.
 
     Long after it was verified, it has in place of its keys `kv_digests`: of each the SHA-256, in hex.
+    `reason` is what the caller gave as one.
     `attempts` counts how often a reconcile tried in vain; `last_error` is what it met last.
     `kind` is the name under which its kind of client was mounted; the service says it, not the repository.
     """
@@ -91,6 +104,7 @@ class DeletionRecord:
     attempts: int = 0
     last_error: str | None = None
     kv_digests: tuple[str, ...] = ()
+    reason: str | None = field(default=None, repr=False)
     kind: str = "clients"
 
 

@@ -32,6 +32,7 @@ from .model import (
     Reconciliation,
     SoftDeleteEntries,
     check_client_id,
+    check_reason,
 )
 from .ports import Begun, ClientRepository, KeyValueStore, QuickSteps, RememberingStore, Run
 from .repair import PageAfter, Repair, mark_name, pages
@@ -75,28 +76,29 @@ class DeletionService:
         self._keys_kept = keys_kept
         self._on_settled = on_settled
 
-    def soft_delete(self, client_id: str, *, actor: str) -> None:
+    def soft_delete(self, client_id: str, *, actor: str, reason: str | None = None) -> None:
         """Set the client's status to false.
 
-        A client that already is deleted is success, and its entries are written again.
-        Raises InvalidClientIdError, ClientNotFoundError, ChangeRefusedError, StoreError.
+        A client that already is deleted is success, and its entries are written again. The ledger keeps who
+        did it, and the reason; what was done before is not recorded again, nor is another reason for it.
+        Raises InvalidClientIdError, InvalidReasonError, ClientNotFoundError, ChangeRefusedError, StoreError.
         """
-        self._carry_out(Action.SOFT, client_id, actor)
+        self._carry_out(Action.SOFT, client_id, actor, reason)
 
-    def hard_delete(self, client_id: str, *, actor: str) -> None:
+    def hard_delete(self, client_id: str, *, actor: str, reason: str | None = None) -> None:
         """Remove the client's row and entries for good; on return both stores have confirmed.
 
-        Raises InvalidClientIdError, ClientNotFoundError, ChangeRefusedError, StoreError.
+        Raises InvalidClientIdError, InvalidReasonError, ClientNotFoundError, ChangeRefusedError, StoreError.
         """
-        self._carry_out(Action.HARD, client_id, actor)
+        self._carry_out(Action.HARD, client_id, actor, reason)
 
-    def restore(self, client_id: str, *, actor: str) -> None:
+    def restore(self, client_id: str, *, actor: str, reason: str | None = None) -> None:
         """Take a soft delete back.
 
         An active client is success, and its entries are written again.
-        Raises InvalidClientIdError, ClientNotFoundError, ChangeRefusedError, StoreError.
+        Raises InvalidClientIdError, InvalidReasonError, ClientNotFoundError, ChangeRefusedError, StoreError.
         """
-        self._carry_out(Action.RESTORE, client_id, actor)
+        self._carry_out(Action.RESTORE, client_id, actor, reason)
 
     def reconcile(self, *, since: timedelta | None = None) -> Reconciliation:
         """Settle all that is pending, verify all that is due; safe anywhere, at any time.
@@ -169,9 +171,11 @@ class DeletionService:
             raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES[self._guard])
         return preview
 
-    def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
+    def _carry_out(self, action: Action, client_id: str, actor: str, reason: str | None = None) -> None:
         check_client_id(client_id)
-        change = Change(client_id, action, actor, only_if_inactive=self._guarded and action is Action.HARD)
+        check_reason(client_id, reason)
+        guarded = self._guarded and action is Action.HARD
+        change = Change(client_id, action, actor, only_if_inactive=guarded, reason=reason)
         with self._both_steps(change) as (recorded, holding, settle_alone):
             settled = None
             if holding is not None:

@@ -9,6 +9,7 @@ from .errors import (
     ClientNotFoundError,
     ConfigurationError,
     InvalidClientIdError,
+    InvalidReasonError,
     MythicClientsError,
     StoreError,
 )
@@ -41,7 +42,7 @@ def error(status: int, message: str) -> Body:
 def refusal(raised: MythicClientsError) -> Body:
     """Return the body that tells of an error of ours."""
     match raised:
-        case InvalidClientIdError():
+        case InvalidClientIdError() | InvalidReasonError():
             return error(400, str(raised))
         case ClientNotFoundError():
             return error(404, NOT_FOUND)

@@ -210,6 +210,7 @@ class MemoryRepository:
                 actor=change.actor,
                 kv_keys=tuple(entries(client)),
                 requested_at=self._clock(),
+                reason=change.reason,
             )
             self._change(change)
             self._look(change)

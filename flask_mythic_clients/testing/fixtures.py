@@ -188,8 +188,9 @@ def _change(
     *,
     actor: str = "ops",
     only_if_inactive: bool = False,
+    reason: str | None = None,
 ) -> Change:
-    return Change(client_id, action, actor, only_if_inactive)
+    return Change(client_id, action, actor, only_if_inactive, reason)
 
 
 def _record(repository: ClientRepository, client_id: str, *actions: Action) -> None:

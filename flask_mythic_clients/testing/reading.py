@@ -47,7 +47,9 @@ class ReadingContract(RepositoryFixtures):
             add_client(client_id, name="Zoë")
         repository.record(_change(acme, _SOFT, actor="Zoë 🦊"), _TEMPLATES)
         repository.record(_change(acme2, _SOFT), _TEMPLATES)
-        repository.record(_change(acme, _HARD, actor="a" * 64), _TEMPLATES)
+        repository.record(
+            _change(acme, _HARD, actor="a" * 64, reason="Asked for: 'Ticket' 7 %s 🦊"), _TEMPLATES
+        )
         _settle(repository, acme)
         _verify(repository, acme)
         soft, hard = repository.history(acme)
@@ -60,6 +62,7 @@ class ReadingContract(RepositoryFixtures):
             assert record.verified_at is not None
             assert record.requested_at <= record.settled_at <= record.verified_at
         assert soft.requested_at <= hard.requested_at
+        assert (soft.reason, hard.reason) == (None, "Asked for: 'Ticket' 7 %s 🦊")
         assert isinstance(soft.action, Action)
         assert isinstance(soft.kv_keys, tuple)
 

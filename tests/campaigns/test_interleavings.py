@@ -228,18 +228,18 @@ def _settle_what_others_hold(
 class KeyValueFirst(DeletionService):
     """Takes the steps in the wrong order."""
 
-    def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
+    def _carry_out(self, action: Action, client_id: str, actor: str, reason: str | None = None) -> None:
         if action is Action.HARD:
             self._kv.apply(remove=KEYS, overwrite={})
         else:
             self._kv.apply(remove=[], overwrite={KNOWN: value("first", action is Action.RESTORE)})
-        super()._carry_out(action, client_id, actor)
+        super()._carry_out(action, client_id, actor, reason)
 
 
 class WritesAfterStep1(DeletionService):
     """Writes after step 1 without holding the records, and then stamps them."""
 
-    def _carry_out(self, action: Action, client_id: str, actor: str) -> None:
+    def _carry_out(self, action: Action, client_id: str, actor: str, reason: str | None = None) -> None:
         if self._repository.record(Change(client_id, action, actor), self._entries):
             active = action is Action.RESTORE
             self._kv.apply(remove=[], overwrite={KNOWN: value("first", active)})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -146,7 +147,8 @@ def test_the_commands_of_the_readme_run(server: Example) -> None:
     server.delete("demo-1")
     for line in text.splitlines():
         arguments = line.split("#")[0].split("mythic-clients ")[1].strip()
-        words = arguments.replace("ID...", "demo-1").replace("ID", "demo-2").replace("NAME", "ops").split()
+        arguments = arguments.replace("ID...", "demo-1").replace("ID", "demo-2").replace("NAME", "ops")
+        words = shlex.split(arguments)
         ran = server.flask(*words)
         # Nobody is there to type the id, so the hard delete is refused.
         assert ran.returncode == (1 if words == ["delete", "--hard", "demo-1"] else 0), ran

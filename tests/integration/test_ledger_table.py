@@ -34,7 +34,7 @@ def test_its_columns_stay_as_they_are(dialect: Any, number: str, id: str) -> Non
     time = TIME[dialect.name]
     assert " ".join(f"{CreateTable(table).compile(dialect=dialect)}".split()) == (
         f"CREATE TABLE client_deletions ( id {number}, client_id {id} NOT NULL, "
-        "action VARCHAR(16) NOT NULL, actor TEXT NOT NULL, kv_keys JSON NOT NULL, "
+        "action VARCHAR(16) NOT NULL, actor TEXT NOT NULL, reason TEXT, kv_keys JSON NOT NULL, "
         f"requested_at {time} NOT NULL, settled_at {time}, verified_at {time}, attempts INTEGER, "
         f"last_error VARCHAR(255), digested_at {time}, PRIMARY KEY (id) )"
     )

@@ -531,7 +531,8 @@ class TestReading:
         soft, hard = json.loads(_run(host, "history", "acme", "--json").stdout)
         assert list(soft) == [
             *("id", "client_id", "action", "actor", "kv_keys"),
-            *("requested_at", "settled_at", "verified_at", "attempts", "last_error", "kv_digests", "kind"),
+            *("requested_at", "settled_at", "verified_at", "attempts", "last_error", "kv_digests", "reason"),
+            "kind",
         ]
         assert (soft["action"], hard["action"]) == ("soft", "hard")
         assert hard["kv_keys"] == ["client:…", "publishable_key:…"]
@@ -542,6 +543,25 @@ class TestReading:
         names, *lines = _run(host, "history", "acme").stdout.splitlines()
         assert names.split("\t") == list(soft)
         assert lines[1].split("\t")[2:5] == ["hard", "cli:ada", "client:… publishable_key:…"]
+
+    def test_who_did_it_and_why_is_what_the_options_say(self, host: Host) -> None:
+        steps = (["delete"], ["restore"], ["delete", "--hard", "--yes"])
+        for number, step in enumerate(steps):
+            given = ["--actor", f"Zoë {number}", "--reason", f"Ticket {number}: it's 100 %"]
+            assert _run(host, *step, "acme", *given).exit_code == DONE
+        records = json.loads(_run(host, "history", "acme", "--json").stdout)
+        told = [(record["actor"], record["reason"]) for record in records]
+        assert told == [(f"Zoë {number}", f"Ticket {number}: it's 100 %") for number in range(3)]
+
+    @pytest.mark.parametrize("option", ["--actor", "--reason"])
+    @pytest.mark.parametrize("wrong", ["", "x" * 501, "two\nlines", "\x1b[2J"])
+    def test_what_the_ledger_does_not_take_is_wrong_usage(self, host: Host, option: str, wrong: str) -> None:
+        for command in (["delete"], ["delete", "--hard", "--yes"], ["restore"]):
+            result = _run(host, *command, "acme", option, wrong)
+            assert (result.exit_code, result.stdout) == (USAGE, "")
+            assert "500" in result.stderr
+            assert "\x1b" not in result.stderr
+        assert _status(host) is True
 
     def test_the_history_of_an_impossible_id_is_refused(self, host: Host) -> None:
         assert _run(host, "history", "no.id").exit_code == REFUSED

@@ -13,6 +13,7 @@ from flask_mythic_clients import (
     ClientNotFoundError,
     HardDeleteForbiddenError,
     InvalidClientIdError,
+    InvalidReasonError,
     KeyValueStoreError,
     RepositoryError,
 )
@@ -435,6 +436,31 @@ def test_the_actor_and_the_time_of_every_action_are_recorded() -> None:
     for record in history:
         assert record.requested_at.tzinfo is UTC
         assert began <= record.requested_at <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize("method", ["soft_delete", "hard_delete", "restore"])
+def test_the_reason_is_recorded_and_one_that_the_ledger_does_not_take_changes_nothing(method: str) -> None:
+    repository = MemoryRepository()
+    service = DeletionService(repository, MemoryStore(), entries)
+    repository.add("acme", status=method != "restore")
+    for wrong in ("", "x" * 501, "two\nlines", "\x00", "\ud800", 7):
+        with pytest.raises(InvalidReasonError, match="500") as caught:
+            getattr(service, method)("acme", actor="tests", reason=wrong)
+        assert caught.value.client_id == "acme"
+    assert list(service.history("acme")) == []
+    getattr(service, method)("acme", actor="tests", reason="é" * 500)
+    (record,) = service.history("acme")
+    assert record.reason == "é" * 500
+    assert "é" not in repr(record)
+
+
+def test_a_repeat_keeps_the_first_reason() -> None:
+    repository = MemoryRepository()
+    service = DeletionService(repository, MemoryStore(), entries)
+    repository.add("acme")
+    for reason in ("first", "second"):
+        service.soft_delete("acme", actor="tests", reason=reason)
+    assert [record.reason for record in service.history("acme")] == ["first"]
 
 
 def test_a_refusal_names_its_client_and_its_reason() -> None:

@@ -56,6 +56,7 @@ def ledger_table(metadata: sa.MetaData, model: type, name: str) -> sa.Table:
         sa.Column("client_id", _CLIENT_ID, nullable=False),
         sa.Column("action", sa.String(16), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text()),
         # A list; or an object, which has their digests alone.
         sa.Column("kv_keys", sa.JSON(), nullable=False),
         sa.Column("requested_at", _TIME, nullable=False),
@@ -371,4 +372,5 @@ def _record(aware: Callable[[Any], Any], row: sa.Row[Any]) -> DeletionRecord:
         attempts=row.attempts or 0,
         last_error=row.last_error,
         kv_digests=tuple(digests),
+        reason=row.reason,
     )

@@ -24,7 +24,8 @@ from .sessions import Sessions, listens
 from .transactions import UndecidedError
 
 # A parameter must not be named like a column that is written.
-_KEY, _CLIENT_ID, _ACTOR, _KEYS = "of_key", "of_client_id", "of_actor", "of_keys"
+_KEY, _CLIENT_ID, _ACTOR, _REASON = "of_key", "of_client_id", "of_actor", "of_reason"
+_KEYS = "of_keys"
 
 
 Hook: TypeAlias = Callable[[Session, Any, Action], object]
@@ -228,7 +229,7 @@ class OneStatement:
 
     def given(self, key: Any, change: Change) -> Mapping[str, Any]:
         """Return the parameters of the statement."""
-        return {_KEY: key, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
+        return {_KEY: key, **_given(change)}
 
     def told(self, row: Any, change: Change) -> Recorded | None:
         """Tell what the statement did by the row that it gave."""
@@ -288,7 +289,7 @@ class _TwoStatements:
         """Fulfil `Plan.take`."""
         self.ask(transaction)
         send, of_row = self.dialect.often(transaction).execute, {_KEY: key}
-        inserted = send(self._insert, {**of_row, _CLIENT_ID: change.client_id, _ACTOR: change.actor}).first()
+        inserted = send(self._insert, {**of_row, **_given(change)}).first()
         if inserted is None:
             if self._skips_rows and send(self._applies, of_row).first() is not None:
                 raise KeptError  # a trigger of the ledger's
@@ -341,8 +342,7 @@ class InOneTrip:
         """Fulfil `Plan.take`."""
         if self._statements.ask(transaction.connection):
             transaction.connection.rollback()  # a compound begins its own
-        given = {_KEY: key, _CLIENT_ID: change.client_id, _ACTOR: change.actor}
-        inserted, *undone = transaction.send(self._compound, given)
+        inserted, *undone = transaction.send(self._compound, {_KEY: key, **_given(change)})
         if not inserted:
             return None
         if undone and undone[0].one().kept:
@@ -395,12 +395,7 @@ class _UnitOfWork:
         client = self._locked(session, change)
         if client is None or not change.applies_to(client):
             return None
-        record = {
-            **rows.named(client),
-            _CLIENT_ID: change.client_id,
-            _ACTOR: change.actor,
-            _KEYS: list(entries(client)),
-        }
+        record = {**rows.named(client), **_given(change), _KEYS: list(entries(client))}
         removed: list[Any] = []
         if self._orm_removes or self._before is not None:
             sa.event.listen(session, "after_flush", lambda flushed, _: removed.extend(flushed.deleted))
@@ -516,9 +511,15 @@ def _alone(ledger: sa.Table, dialect: Dialect) -> sa.ColumnElement[bool]:
 
 def _record(row: Any, change: Change, aware: Callable[[Any], Any]) -> DeletionRecord:
     keys = tuple(key for key in row.kv_keys if key is not None)
+    at = aware(row.requested_at)
     return DeletionRecord(
-        row.id, change.client_id, change.action, change.actor, keys, aware(row.requested_at)
+        row.id, change.client_id, change.action, change.actor, keys, at, reason=change.reason
     )
+
+
+def _given(change: Change) -> dict[str, Any]:
+    """Return what a record has from the change, as parameters of `_values`."""
+    return {_CLIENT_ID: change.client_id, _ACTOR: change.actor, _REASON: change.reason}
 
 
 def _values(
@@ -529,6 +530,7 @@ def _values(
         "client_id": sa.bindparam(_CLIENT_ID, type_=sa.String),
         "action": sa.literal(action.value),
         "actor": sa.bindparam(_ACTOR, type_=sa.String),
+        "reason": sa.bindparam(_REASON, type_=sa.String),
         "requested_at": dialect.began,
         "kv_keys": kv_keys,
     }
