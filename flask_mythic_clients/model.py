@@ -24,9 +24,9 @@ def is_text(text: object) -> bool:
     return isinstance(text, str) and 0 < len(text) <= 500 and text.isprintable()
 
 
-def check_reason(client_id: str, reason: str | None) -> None:
+def check_reason(client_id: str, reason: str) -> None:
     """Refuse a reason that the ledger does not take; raises InvalidReasonError."""
-    if reason is not None and not is_text(reason):
+    if not is_text(reason):
         raise InvalidReasonError(client_id)
 
 

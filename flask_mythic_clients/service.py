@@ -173,7 +173,8 @@ class DeletionService:
 
     def _carry_out(self, action: Action, client_id: str, actor: str, reason: str | None = None) -> None:
         check_client_id(client_id)
-        check_reason(client_id, reason)
+        if reason is not None:
+            check_reason(client_id, reason)
         guarded = self._guarded and action is Action.HARD
         change = Change(client_id, action, actor, only_if_inactive=guarded, reason=reason)
         with self._both_steps(change) as (recorded, holding, settle_alone):
