@@ -75,6 +75,7 @@ def create_group(kind: str, service: DeletionService) -> AppGroup:
     _add_restore(group, service)
     _add_reconcile(group, service)
     _add_status(group, service)
+    _add_check(group, service)
     _add_reading(group, service)
     return group
 
@@ -211,6 +212,27 @@ def _add_status(group: AppGroup, service: DeletionService) -> None:
         for line in _repairs(health, f"flask {group.name}"):
             click.echo(line, err=True)
         context.exit(0 if health.ok else _REFUSED)
+
+
+def _add_check(group: AppGroup, service: DeletionService) -> None:
+    @group.command("check")
+    @_as_json
+    @click.pass_context
+    def check_command(context: click.Context, as_json: bool) -> None:
+        """Tell what could break a deletion here, and what mends it; exit with 1 if something could.
+
+        To be run at deployment. It asks both stores, and changes nothing.
+        """
+        with _exit_codes():
+            found = service.check()
+        if as_json:
+            _print_json([dataclasses.asdict(finding) for finding in found])
+        for finding in () if as_json else found:
+            weight = "error" if finding.breaks else "note"
+            click.echo(f"{weight}: {_text(finding.subject)}: {_text(f'{finding.problem} {finding.fix}')}")
+        if not found:
+            click.echo("Nothing was found that could break a deletion.", err=True)
+        context.exit(_REFUSED if any(finding.breaks for finding in found) else 0)
 
 
 def _add_reading(group: AppGroup, service: DeletionService) -> None:

@@ -58,6 +58,13 @@ class KeyTemplates:
         keys = (_fill(parts, client) for parts in self.parts)
         return {key: values.get(key) for key in keys if key is not None}
 
+    def keys_of_nobody(self, text: str) -> dict[str, str]:
+        """Return key → template, with `text`, which no column of any client has, for every column."""
+        return {
+            "".join(literal + (text if column else "") for literal, column in parts): template_of(parts)
+            for parts in self.parts
+        }
+
 
 _Parts: TypeAlias = tuple[tuple[str, str | None], ...]
 
@@ -77,6 +84,11 @@ def _parse(template: str) -> _Parts:
             "write for example 'client:{id}'."
         )
     return tuple((literal, column) for literal, column, _, _ in parsed)
+
+
+def template_of(parts: _Parts) -> str:
+    """Return the template that was split into these."""
+    return "".join(literal + (f"{{{column}}}" if column else "") for literal, column in parts)
 
 
 def _fill(parts: _Parts, client: Client) -> str | None:

@@ -245,3 +245,14 @@ class Reconciliation:
     verified: int
     failed: int
     blind: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong with a deployment, where, and what mends it; told without a client's keys and values."""
+
+    subject: str
+    problem: str
+    fix: str
+    breaks: bool = True
+    """Whether a deletion may break its promise, or always fails, for it; else it costs time."""

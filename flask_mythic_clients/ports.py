@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from .entries import EntryRule, Value
-from .model import Backlog, Change, Client, DeletionRecord, Holding, Mark, Preview, Recorded
+from .model import Backlog, Change, Client, DeletionRecord, Finding, Holding, Mark, Preview, Recorded
 
 
 class KeyValueStore(Protocol):
@@ -55,6 +55,18 @@ class RememberingStore(KeyValueStore, Protocol):
 
     def open_run(self, name: str) -> Run:
         """Read the mark, and leave a key of a new run. Raises KeyValueStoreError."""
+        ...
+
+
+@runtime_checkable
+class CheckedStore(KeyValueStore, Protocol):
+    """A key-value store that can be looked at before it is relied on."""
+
+    def check(self, name: str) -> Iterable[Finding]:
+        """Tell what is wrong with it; `name` is that of a mark, and no client's key is touched.
+
+        Raises KeyValueStoreError where it is away.
+        """
         ...
 
 
@@ -228,6 +240,18 @@ class Begun(NamedTuple):
     holding: Holding | None
     settle_alone: Callable[[DeletionRecord], DeletionRecord | None]
     """Does what `DeletionSteps.settle_alone` does, within the block; None also where it could not."""
+
+
+@runtime_checkable
+class CheckedRepository(Protocol):
+    """A repository that can be looked at before it is relied on."""
+
+    def check(self, kind: str, entries: EntryRule, *, removes: bool) -> Iterable[Finding]:
+        """Tell what is wrong with the database, or with the host's mapping; whatever is tried is undone.
+
+        `removes` tells whether clients are to be removed for good. Raises RepositoryError where it is away.
+        """
+        ...
 
 
 class ClientRepository(DeletionSteps, DeletionLedger, ClientDirectory, Protocol):

@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Protocol
 
+from .check import findings
 from .entries import Entries, EntryRule, Value
 from .errors import (
     BusyError,
@@ -25,6 +26,7 @@ from .model import (
     Change,
     Client,
     DeletionRecord,
+    Finding,
     HardDelete,
     Health,
     Holding,
@@ -170,6 +172,16 @@ class DeletionService:
         if hard and (self._guard is HardDelete.DENY or (self._guarded and preview.client.active)):
             raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES[self._guard])
         return preview
+
+    def check(self) -> list[Finding]:
+        """Tell what in this deployment could break a deletion, each with its fix; asks both stores.
+
+        Nothing is changed: what is tried in the database is undone, and the key-value store keeps nothing of
+        it. A store that is away is a finding.
+        """
+        removes = self._guard is not HardDelete.DENY
+        given = (self._repository, self._kv, self._kind, self._entries)
+        return list(findings(*given, removes=removes, verify_after=self._verify_after))
 
     def _carry_out(self, action: Action, client_id: str, actor: str, reason: str | None = None) -> None:
         check_client_id(client_id)

@@ -1,11 +1,11 @@
 """Several key-value stores as one: a cache and sessions, for example."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from .entries import Value
 from .errors import EntriesRefusedError, KeyValueStoreError
-from .model import Mark
-from .ports import KeyValueStore, RememberingStore, Run
+from .model import Finding, Mark
+from .ports import CheckedStore, KeyValueStore, RememberingStore, Run
 
 
 def join(stores: Sequence[KeyValueStore]) -> KeyValueStore:
@@ -28,6 +28,12 @@ class SeveralStores:
     def apply(self, *, remove: Collection[str], overwrite: Mapping[str, Value]) -> set[str]:
         """Fulfil `ports.KeyValueStore.apply`; one that is away keeps the others from nothing."""
         return _apply((store.apply for store in self._stores), remove, overwrite)
+
+    def check(self, name: str) -> Iterator[Finding]:
+        """Fulfil `ports.CheckedStore.check`."""
+        for store in self._stores:
+            if isinstance(store, CheckedStore):
+                yield from store.check(name)
 
 
 class RememberingStores(SeveralStores):

@@ -1,6 +1,6 @@
 """The entries in Redis or Valkey."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from inspect import iscoroutinefunction
 
 import redis
@@ -10,7 +10,8 @@ from redis.retry import Retry
 from ...entries import Value
 from ...errors import ConfigurationError, EntriesRefusedError, KeyValueStoreError
 from ...leases import get_or_fill, lease_of
-from ...model import Mark
+from ...model import Finding, Mark
+from .check import findings
 from .leases import RedisLeases
 from .nodes import ClusterNodes, Command, Node, Nodes, OneNode, Task, has_moved, told
 from .runs import RedisRun, read_mark
@@ -93,6 +94,10 @@ class RedisStore:
     def read_mark(self, name: str) -> Mark | None:
         """Fulfil `ports.RememberingStore.read_mark`."""
         return read_mark(self._nodes, name)
+
+    def check(self, name: str) -> Iterator[Finding]:
+        """Fulfil `ports.CheckedStore.check`."""
+        return findings(self._nodes, name)
 
     def open_run(self, name: str) -> RedisRun:
         """Fulfil `ports.RememberingStore.open_run`."""

@@ -471,11 +471,11 @@ def runs_host_code(mapper: Mapper[Any], action: Action) -> bool:
     if action is not Action.HARD:
         return bool(events.before_update or events.after_update or mapper.validators)
     return bool(events.before_delete or events.after_delete) or any(
-        not related.viewonly and _reaches(related) for related in mapper.relationships
+        not related.viewonly and reaches(related) for related in mapper.relationships
     )
 
 
-def _reaches(related: RelationshipProperty[Any]) -> bool:
+def reaches(related: RelationshipProperty[Any]) -> bool:
     """Whether the ORM does something to the other rows of a relationship when a client is removed."""
     # Where neither a cascade nor the database looks after the children, it sets their keys to null.
     orphans = related.direction is RelationshipDirection.ONETOMANY and not related.passive_deletes

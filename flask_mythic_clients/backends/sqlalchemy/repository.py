@@ -13,13 +13,15 @@ from sqlalchemy.orm import Session
 
 from ...entries import EntryRule
 from ...errors import BusyError, ChangeRefusedError, ClientError, ConfigurationError, StoreError
-from ...model import Action, Backlog, Change, Client, DeletionRecord, Holding, Preview, Recorded
+from ...model import Action, Backlog, Change, Client, DeletionRecord, Finding, Holding, Preview, Recorded
 from ...ports import Begun
 from .both_steps import BothSteps
 from .cascades import Cascades
+from .check import Check
 from .dialects import Dialect, Verdict, dialect_of
 from .engines import Database, address, engines_of
 from .ledger import LEDGER, Ledger, ledger_table, shared
+from .loose import Loose, check_ignored
 from .mixin import ClientMixin
 from .preview import Trial
 from .recorder import Hook, KeptError, OneStatement, Recorder, TakenAlongError, check_hook
@@ -48,6 +50,9 @@ class SQLAlchemyRepository:
     change, and in a dry run, which is undone, so it touches that session alone. What it raises rolls all
     back; a ClientError is then the answer.
 
+    `ignore` names columns, as `table.column`, whose rows are meant to stay when their client is removed: that
+    no foreign key is there `check` tells no more.
+
     Raises ConfigurationError where the model has no such columns, or the id is not unique.
     """
 
@@ -61,6 +66,7 @@ class SQLAlchemyRepository:
         ledger: str = LEDGER,
         session: HostSession | None = None,
         before: Hook | None = None,
+        ignore: Collection[str] = (),
     ) -> None:
         if model is None and isinstance(db, SQLAlchemy):
             model = type("Client", (ClientMixin, db.Model), {"__tablename__": "clients"})
@@ -83,6 +89,7 @@ class SQLAlchemyRepository:
             sessions=sessions,
             cascades=partial(Cascades, self._rows, self._kinds),
         )
+        self._loose = Loose(self._rows, check_ignored(ignore))
         self._both_steps = BothSteps(self._rows, self._ledger)
         _REPOSITORIES.add(self)
 
@@ -223,6 +230,11 @@ class SQLAlchemyRepository:
                 return transactions.write(step, change.client_id, plan.begin, undo=True)
         except ClientError as error:
             return trial.refused(error)
+
+    def check(self, kind: str, entries: EntryRule, *, removes: bool) -> Iterator[Finding]:
+        """Fulfil `ports.CheckedRepository.check`."""
+        check = Check(self._transactions(), self._rows, self._ledger.table, self._loose)
+        return check.findings(kind, entries, removes=removes)
 
     def check_columns(self, names: Collection[str]) -> None:
         """Fulfil `ports.ClientDirectory.check_columns`."""

@@ -186,7 +186,7 @@ class Transactions:
             return BusyError()
         if verdict is not Verdict.OUTDATED:
             return RepositoryError(_MESSAGES.get(verdict))
-        lacks = ", ".join(_missing(self.engine, self.tables)) or "a table or a column"
+        lacks = ", ".join(missing(self.engine, self.tables)) or "a table or a column"
         return RepositoryError(
             f"The database lacks {lacks}: make it as your app makes its tables, or migrate."
         )
@@ -214,7 +214,7 @@ _MESSAGES = {
 }
 
 
-def _missing(engine: sa.Engine, tables: Sequence[Any]) -> Iterator[str]:
+def missing(engine: sa.Engine, tables: Sequence[Any]) -> Iterator[str]:
     """Yield the tables, and the columns as `table.column`, that the models have and the database lacks."""
     with suppress(sa.exc.SQLAlchemyError):
         inspector = sa.inspect(engine)

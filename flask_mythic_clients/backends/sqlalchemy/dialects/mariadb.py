@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ....errors import ConfigurationError
+from ....model import Finding
 from ..sessions import Sessions, plain
 from .compound import Compound, Compounds
 from .ready import Ready
@@ -29,6 +30,7 @@ _STATEMENTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "REPLACE", "SHOW"
 class MariaDB(Dialect):
     """Locks the records by a SELECT of their own, then stamps them by their ids."""
 
+    oldest = (10, 11)
     # That of the statement's beginning: who needs another takes another statement.
     began = now = sa.func.utc_timestamp(sa.text("6"))
     verdicts: ClassVar = {
@@ -163,6 +165,21 @@ class MariaDB(Dialect):
 
         return step
 
+    def unsafe(self, connection: sa.Connection, tables: Sequence[Any]) -> Iterator[Finding]:
+        """Fulfil `Dialect.unsafe`."""
+        flush = connection.exec_driver_sql("SELECT @@innodb_flush_log_at_trx_commit").scalar()
+        if flush in (0, 2):
+            problem = f"innodb_flush_log_at_trx_commit is {flush}: a power cut loses what was committed."
+            yield Finding("database", problem, "Set it to 1, which is the default.")
+        of_server = sa.table("TABLES", *map(sa.column, _OF_TABLES), schema="information_schema").c
+        for table in tables:
+            schema, name = of_server.TABLE_SCHEMA, of_server.TABLE_NAME
+            at = (schema == (table.schema or sa.func.database()), name == table.name)
+            kind = connection.scalar(sa.select(of_server.ENGINE).where(*at))
+            if kind and kind != "InnoDB":
+                problem = f"Its engine is {kind}, which has no transactions."
+                yield Finding(f"{table}", problem, f"ALTER TABLE {table} ENGINE=InnoDB")
+
     @property
     def _takes_compounds(self) -> bool:
         return _takes_compounds(self.sqlalchemys)
@@ -202,6 +219,9 @@ class MariaDB(Dialect):
             if number >= _HOSTS or number < 0:  # PyMySQL reads a large one as negative
                 return Verdict.REFUSED
         return verdict
+
+
+_OF_TABLES = ("TABLE_SCHEMA", "TABLE_NAME", "ENGINE")
 
 
 def _takes_compounds(dialect: sa.Dialect) -> bool:

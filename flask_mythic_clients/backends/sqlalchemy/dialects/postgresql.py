@@ -1,5 +1,6 @@
 """PostgreSQL: step 1 in one statement, and settings that travel with a statement."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, timedelta
 from operator import methodcaller
@@ -8,9 +9,10 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, OID, array
 
+from ....model import Finding
 from .direct import direct, is_possible
 from .ready import Ready
-from .standard import WAIT, Dialect, Verdict
+from .standard import WAIT, Dialect, Verdict, aside
 
 
 def _set(lock_timeout: str, synchronous_commit: Any) -> sa.ColumnElement[bool]:
@@ -36,7 +38,14 @@ _CLASS = sa.table(
     "pg_class",
     sa.column("oid"),
     sa.column("relkind"),
+    sa.column("relpersistence"),
     sa.column("relhasrules", sa.Boolean),
+    schema="pg_catalog",
+)
+_ATTRIBUTE = sa.table(
+    "pg_attribute",
+    *map(sa.column, ("attrelid", "attname", "attnum", "attidentity")),
+    sa.column("attisdropped", sa.Boolean),
     schema="pg_catalog",
 )
 _EVENTS = {"INSERT": 4, "DELETE": 8, "UPDATE": 16}  # bits of tgtype
@@ -49,6 +58,7 @@ def _array(tables: sa.Select[Any]) -> sa.ColumnElement[Any]:
 class PostgreSQL(Dialect):
     """Waits inside the UPDATE, but stamps no record that was made after that began."""
 
+    oldest = (15,)
     one_statement = True
     skips_rows = True
     hides_rows = True
@@ -142,6 +152,49 @@ class PostgreSQL(Dialect):
         """Fulfil `Dialect.finish`."""
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
 
+    def unsafe(self, connection: sa.Connection, tables: Sequence[Any]) -> Iterator[Finding]:
+        """Fulfil `Dialect.unsafe`."""
+        for name in ("fsync", "full_page_writes"):
+            if connection.scalar(sa.select(sa.func.current_setting(name))) == "off":
+                problem = f"{name} is off: a power cut may ruin what was committed."
+                yield Finding("database", problem, "Set it to on, which is the default.")
+        for table in tables:
+            oid = self._oid(table)
+            if connection.scalar(sa.select(_CLASS.c.relpersistence).where(_CLASS.c.oid == oid)) == "u":
+                problem = "It is UNLOGGED: a crash empties it."
+                yield Finding(f"{table}", problem, f"ALTER TABLE {table} SET LOGGED")
+            if connection.scalar(sa.select(sa.func.row_security_active(oid))):
+                problem = (
+                    "Policies hide rows from the user of the database: those clients are answered with 404."
+                )
+                fix = f"Give that user a policy for all rows of {table}, or BYPASSRLS, if that is not meant."
+                yield Finding(f"{table}", problem, fix, breaks=False)
+            for sequence in connection.scalars(self._closed_sequences(table)):
+                problem = "The user of the database may not draw the numbers of its rows."
+                yield Finding(f"{table}", problem, f"GRANT USAGE ON SEQUENCE {sequence} TO that user.")
+        if connection.dialect.driver == "psycopg" and not _keeps_prepared(connection.engine):
+            yield Finding(
+                "database",
+                "A pooler gives a transaction another connection, which does not know what was prepared.",
+                'Pass connect_args={"prepare_threshold": None} to the engine, or let the pooler keep track '
+                "(PgBouncer from version 1.21 on, max_prepared_statements).",
+            )
+
+    def _closed_sequences(self, table: Any) -> sa.Select[Any]:
+        """Find the sequences that number a table's rows, without a right to them; an IDENTITY needs none."""
+        name = self.sqlalchemys.identifier_preparer.format_table(table)
+        number = _ATTRIBUTE.c.attname
+        sequence = sa.func.pg_get_serial_sequence(name, number)
+        of_table = (
+            _ATTRIBUTE.c.attrelid == self._oid(table),
+            _ATTRIBUTE.c.attnum > 0,
+            ~_ATTRIBUTE.c.attisdropped,
+        )
+        closed = ~sa.func.has_sequence_privilege(sequence, "USAGE", type_=sa.Boolean)
+        return sa.select(sequence).where(
+            *of_table, _ATTRIBUTE.c.attidentity == "", sequence.is_not(None), closed
+        )
+
     def _reached(self, table: Any) -> sa.Select[Any]:
         """Find the tables that refer to one: by the internal triggers, which carry out foreign keys."""
         trigger = _TRIGGER.alias()
@@ -166,6 +219,23 @@ class PostgreSQL(Dialect):
         if verdict is Verdict.UNKNOWN and state is not None and state[:2] not in _OF_ITSELF:
             return Verdict.REFUSED
         return verdict
+
+
+def _keeps_prepared(engine: sa.Engine) -> bool:
+    """Whether a connection knows what it has prepared, as it does unless a pooler gives it another's.
+
+    The driver numbers what it prepares; so on one server's connection the second finds the first one's.
+    """
+    for _ in range(2):
+        with aside(engine) as driver:
+            if driver.prepare_threshold is None:
+                return True
+            try:
+                driver.execute("SELECT 1", prepare=True)
+                driver.commit()
+            except engine.dialect.loaded_dbapi.errors.DuplicatePreparedStatement:
+                return False
+    return True
 
 
 # Classes by which it tells of its own state, or of a statement that cannot be understood. All others tell of

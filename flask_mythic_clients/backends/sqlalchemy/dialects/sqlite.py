@@ -1,14 +1,15 @@
 """SQLite: one writer at a time, so the write lock comes first and writers take turns."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
+from ....model import Finding
 from .ready import Often, Ready, is_unheard
-from .standard import WAIT, Dialect, Verdict, connected
+from .standard import WAIT, Dialect, Verdict, aside, connected
 
 _NORMAL, _FULL = 1, 2
 # What holds for a connection, by what the host has there.
@@ -28,6 +29,7 @@ class SQLite(Dialect):
     skips_rows = True
     locks_rows = False
     defers_alone = True
+    oldest = (3, 35)
     began = now = sa.func.strftime(_TIME, "now")
     verdicts: ClassVar = {
         **dict.fromkeys(("SQLITE_BUSY", "SQLITE_LOCKED"), Verdict.BUSY),
@@ -104,6 +106,21 @@ class SQLite(Dialect):
         found = sa.exists().where(c.type == "trigger", sa.func.lower(c.tbl_name) == ledger.name.lower())
         temporary = sa.exists().where(_TEMPORARY.c.type == "trigger")
         return found | temporary
+
+    def unsafe(self, connection: sa.Connection, tables: Sequence[Any]) -> Iterator[Finding]:  # noqa: ARG002
+        """Fulfil `Dialect.unsafe`: what holds for the host's own connections."""
+        files = connection.exec_driver_sql("PRAGMA database_list").all()
+        if not any(file for _, name, file in files if name == "main"):
+            yield Finding("database", "It lies in memory, and is gone with the process.", "Use a file.")
+            return
+        with aside(connection.engine) as driver:
+            journal, synchronous = _pragma(driver, "journal_mode"), _pragma(driver, "synchronous")
+        if journal in ("off", "memory"):
+            problem = f"journal_mode is {journal}: a transaction that a crash ends is half done."
+            yield Finding("database", problem, "Use WAL, or DELETE, which is the default.")
+        if synchronous == 0:
+            problem = "synchronous is OFF: a power cut may ruin the file, with all that is in it."
+            yield Finding("database", problem, "Use NORMAL with WAL, or FULL, which is the default.")
 
     def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.ago`."""

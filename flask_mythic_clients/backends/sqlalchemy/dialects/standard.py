@@ -1,7 +1,7 @@
 """What most databases do, and what a dialect may say otherwise."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from datetime import UTC, timedelta
 from enum import Enum, auto
 from operator import attrgetter, methodcaller
@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ....entries import EntryRule
+from ....model import Finding
 from ..sessions import Sessions, plain
 from .compound import Compound, Compounds
 from .turns import Turns
@@ -39,6 +40,17 @@ def connected(engine: sa.Engine) -> Iterator[sa.Connection]:
         except sa.exc.SQLAlchemyError:
             with suppress(sa.exc.SQLAlchemyError):
                 connection.close()  # without the transaction that could not be rolled back
+
+
+@contextmanager
+def aside(engine: sa.Engine) -> Iterator[Any]:
+    """Open a connection of the driver's beside the pool, which may have no other to give."""
+    pool = engine.pool.recreate()
+    try:
+        with closing(pool.connect()) as connection:
+            yield connection.driver_connection
+    finally:
+        pool.dispose()
 
 
 @contextmanager
@@ -96,6 +108,9 @@ class Dialect:
     """A query whose commit waits until all before it is as durable as a step 1; None where there is none."""
     verdicts: ClassVar[dict[Any, Verdict]] = {}
     """The codes that are known, or their first two letters, and what they mean."""
+
+    oldest: ClassVar[tuple[int, ...]] = ()
+    """The oldest version of the database that is tried."""
 
     locks_rows: ClassVar[bool] = True
     """Whether writers stand in each other's way only at one client, not everywhere."""
@@ -248,6 +263,10 @@ class Dialect:
     def json_array(self, *items: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Build a JSON array in SQL; a null makes a null in it."""
         return sa.func.json_array(*items)
+
+    def unsafe(self, connection: sa.Connection, tables: Sequence[Any]) -> Iterator[Finding]:  # noqa: ARG002
+        """Yield what of the server, or of the tables, keeps no promise."""
+        return iter(())
 
     def code(self, said: Any) -> Any:
         """Return the driver's code of an error, which holds no value of a client; None where it has none."""

@@ -1,0 +1,129 @@
+"""Whether a database has what a deletion relies on: asked, or tried and undone."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ...entries import EntryRule, KeyTemplates
+from ...errors import RepositoryError
+from ...model import Finding
+from .dialects import Dialect
+from .loose import Loose
+from .mapping import of_entry_values, of_relationships, of_templates
+from .rows import ClientRows
+from .transactions import RefusedError, Transactions, missing
+
+
+class Check:
+    """Looks at one database, for one kind of client."""
+
+    def __init__(self, transactions: Transactions, rows: ClientRows, ledger: sa.Table, loose: Loose) -> None:
+        self._transactions = transactions
+        self._rows = rows
+        self._ledger = ledger
+        self._loose = loose
+
+    def findings(self, kind: str, entries: EntryRule, *, removes: bool) -> Iterator[Finding]:
+        """Yield them; raises RepositoryError where the database does not answer."""
+        ask = self._transactions.ask
+        yield from ask(self._of_server)
+        lacking = list(missing(self._transactions.engine, self._transactions.tables))
+        for name in lacking:
+            yield Finding(name, "The database lacks it.", "Make it as your app makes its tables, or migrate.")
+        if lacking:
+            return  # the rest would only say so once more
+        yield from ask(self._of_indexes)
+        yield from self._of_rights(removes)
+        if isinstance(entries, KeyTemplates):
+            yield from ask(partial(of_templates, rows=self._rows, templates=entries))
+            yield from self._transactions.read(partial(of_entry_values, rows=self._rows, templates=entries))
+        if removes:
+            yield from ask(partial(of_relationships, rows=self._rows))
+            yield from ask(partial(self._loose.findings, kind=kind))
+
+    def _of_server(self, connection: sa.Connection, dialect: Dialect) -> list[Finding]:
+        found = list(dialect.unsafe(connection, self._transactions.tables))
+        version = connection.dialect.server_version_info
+        if version is not None and version < dialect.oldest:
+            told, oldest = (".".join(map(str, numbers)) for numbers in (version, dialect.oldest))
+            problem = f"The order of steps is not tried on its version {told}."
+            found.append(Finding("database", problem, f"Use {oldest} or a later one."))
+        return found
+
+    def _of_indexes(self, connection: sa.Connection, _: Dialect) -> list[Finding]:
+        ledger = self._ledger
+        there = [
+            index["column_names"] for index in sa.inspect(connection).get_indexes(ledger.name, ledger.schema)
+        ]
+        return [
+            Finding(
+                f"{ledger}",
+                f"The database lacks its index {index.name}: each deletion reads the whole table.",
+                "Make it as your app makes its tables, or migrate.",
+                breaks=False,
+            )
+            for index in sorted(ledger.indexes, key=lambda index: str(index.name))
+            if [column.name for column in index.columns] not in there
+        ]
+
+    def _of_rights(self, removes: bool) -> Iterator[Finding]:
+        """Try what a deletion sends, on no row."""
+        for right, what, table, statement in _needed(self._rows, self._ledger, removes):
+            try:
+                self._transactions.write(
+                    partial(_send, self._transactions.dialect, statement=statement),
+                    "",
+                    self._transactions.dialect.transaction,
+                    undo=True,
+                )
+            except RefusedError:
+                problem = f"The user of the database may not {what}."
+                yield Finding(f"{table}", problem, f"GRANT {right} ON {table} TO that user.")
+            except RepositoryError as error:
+                problem = f"An attempt to {what}, on no row, failed. {error} {error.cause}".rstrip()
+                yield Finding(f"{table}", problem, "Let the app's user of the database do that.")
+
+
+def _send(dialect: Dialect, session: Session, statement: Any) -> None:
+    connection = session.connection()
+    connection.execute(sa.select(dialect.step_1))  # by which the waits below are bounded
+    connection.execute(statement)
+
+
+def _needed(rows: ClientRows, ledger: sa.Table, removes: bool) -> Iterable[tuple[str, str, Any, Any]]:
+    """Yield a right, what for, on which table, and a statement that needs it and finds no row."""
+    nothing, c = sa.false(), ledger.c
+    for table in rows.mapper.tables:
+        columns = [column for column in rows.mapper.columns if getattr(column, "table", None) is table]
+        yield "SELECT", "read it", table, sa.select(*columns).where(nothing)
+        if removes:
+            yield "DELETE", "remove its rows", table, sa.delete(table).where(nothing)
+    status = rows.status.column
+    yield (
+        "UPDATE",
+        "change its rows",
+        status.table,
+        sa.update(status.table).where(nothing).values({status: status}),
+    )
+    held = sa.select(rows.id).where(nothing).with_for_update(read=True, of=rows.mapper.tables)
+    yield "UPDATE", "lock its rows, as verify does", rows.id.table, held
+    yield "SELECT", "read it", ledger, sa.select(ledger).where(nothing)
+    written = [column for column in c if not column.primary_key]
+    yield (
+        "INSERT",
+        "add to it",
+        ledger,
+        sa.insert(ledger).from_select(written, sa.select(*written).where(nothing)),
+    )
+    stamps = {
+        column: column for column in (c.settled_at, c.verified_at, c.digested_at, c.kv_keys, c.attempts)
+    }
+    yield (
+        "UPDATE",
+        "change its rows",
+        ledger,
+        sa.update(ledger).where(nothing).values({**stamps, c.last_error: c.last_error}),
+    )

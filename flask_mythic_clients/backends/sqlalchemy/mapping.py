@@ -1,0 +1,136 @@
+"""What in a host's mapping, or in its templates, makes deletions wrong, refused or slow."""
+
+import re
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import RelationshipDirection, Session
+
+from ...entries import KeyTemplates, template_of
+from ...errors import ForeignError
+from ...model import Finding
+from .dialects import Dialect
+from .recorder import reaches
+from .rows import ClientRows
+
+_SAMPLE = 100
+_MANY = 1000
+
+
+def of_templates(
+    connection: sa.Connection, _: Dialect, rows: ClientRows, templates: KeyTemplates
+) -> list[Finding]:
+    """Return where two clients may own one key: the removal of the one would take the other's entry."""
+    found: list[Finding] = []
+    for parts in templates.parts:
+        columns = {rows.column(name) for _, name in parts if name}
+        if not _is_unique(connection, columns):
+            named = ", ".join(sorted(_told(column) for column in columns))
+            found.append(
+                Finding(
+                    template_of(parts),
+                    f"Two clients may own one such entry: {named} is not unique in the database.",
+                    "Make it unique, or name {id} in the template too.",
+                )
+            )
+        if any(left[1] and right[1] and not right[0] for left, right in pairwise(parts)):
+            problem = "Two clients may own one such entry: 'a' and 'bc' give the same text as 'ab' and 'c'."
+            found.append(Finding(template_of(parts), problem, "Write something between the two columns."))
+    for one, other in combinations(templates.parts, 2):
+        if _shape(one) == _shape(other) and one != other:
+            problem = f"Two clients may own one such entry: {template_of(other)} has the same form."
+            found.append(Finding(template_of(one), problem, "Begin each template in a way of its own."))
+    return found
+
+
+def of_entry_values(
+    session: Session, dialect: Dialect, rows: ClientRows, templates: KeyTemplates
+) -> list[Finding]:
+    """Return what some clients' `entry_values` name, and no template yields: it is not removed with them."""
+    if not hasattr(rows.model, "entry_values"):
+        return []
+    subject = f"{rows.model.__name__}.entry_values"
+    for client in rows.page(session, dialect, None)[:_SAMPLE]:
+        try:
+            named = templates(client)
+            others = [key for key in client.row.entry_values() if key not in named]
+        except Exception as error:  # the host's
+            problem = f"It failed for a client: {ForeignError.told(error)}."
+            return [Finding(subject, problem, "Mend it: soft deletes and restores fail with it.")]
+        # One whose column is null yields no key; the value may be given all the same.
+        yielded = [parts for parts in templates.parts if all(_has(client.row, n) for _, n in parts if n)]
+        begins = tuple(parts[0][0] for parts in templates.parts if parts not in yielded and parts[0][0])
+        for key in others:
+            if not key.startswith(begins or ("\0",)):
+                problem = f"It names entries that no template yields, {key.partition(':')[0]}:…"
+                return [Finding(subject, problem, "Add a template for them: no deletion touches them.")]
+    return []
+
+
+def of_relationships(connection: sa.Connection, _: Dialect, rows: ClientRows) -> list[Finding]:
+    """Return the relationships by which a removal always fails, or loads very many rows."""
+    found: list[Finding] = []
+    tables = sa.inspect(connection)
+    for related in rows.mapper.relationships:
+        if (
+            related.direction is RelationshipDirection.MANYTOONE
+            or related.viewonly
+            or related.passive_deletes
+        ):
+            continue
+        subject = f"{related.parent.class_.__name__}.{related.key}"
+        if related.lazy == "write_only":
+            problem = "It is write-only, and without passive_deletes the ORM refuses each removal."
+            fix = "Give it passive_deletes=True, and its foreign key ondelete='CASCADE' or 'SET NULL'."
+            found.append(Finding(subject, problem, fix))
+        elif reaches(related):
+            column: Any = related.synchronize_pairs[0][1]
+            if not tables.has_table(column.table.name, column.table.schema):
+                continue
+            number = sa.func.count()
+            per_client = sa.select(number).where(column.is_not(None)).group_by(column)
+            if connection.execute(per_client.having(number >= _MANY).limit(1)).first() is not None:
+                problem = (
+                    f"A removal loads each row: there is a client with {_MANY} or more in {column.table}."
+                )
+                fix = "Give it passive_deletes=True, and its foreign key ondelete='CASCADE' or 'SET NULL'."
+                found.append(Finding(subject, problem, fix, breaks=False))
+    return found
+
+
+def _is_unique(connection: sa.Connection, columns: set[sa.Column[Any]]) -> bool:
+    """Whether the database lets no two rows have the same values there; not so where only some rows count."""
+    inspector = sa.inspect(connection)
+    for table in {column.table for column in columns if isinstance(column, sa.Column)}:
+        names = {column.name for column in columns if column.table is table}
+        at: Any = (table.name, table.schema)
+        sets: list[set[Any]] = [set(inspector.get_pk_constraint(*at)["constrained_columns"]) or {None}]
+        sets += [set(key["column_names"]) for key in inspector.get_unique_constraints(*at)]
+        every = {column["name"] for column in inspector.get_columns(*at)}
+        sets += [_named(index, every) for index in inspector.get_indexes(*at) if index["unique"]]
+        if any(key <= names for key in sets):
+            return True
+    return False
+
+
+def _named(index: Any, columns: set[str]) -> set[Any]:
+    """Return what a unique index makes unique: also that of which it has an expression."""
+    if any(name.endswith("_where") and value for name, value in index.get("dialect_options", {}).items()):
+        return {None}
+    texts = index.get("expressions") or index["column_names"]
+    return {word for text in texts for word in re.findall(r"\w+", f"{text}") if word in columns} or {None}
+
+
+def _shape(parts: Sequence[tuple[str, str | None]]) -> list[str | None]:
+    """Return a template's text alone."""
+    return [text for literal, column in parts for text in (literal, None if column else "")]
+
+
+def _has(row: Any, name: str) -> bool:
+    return name == "id" or getattr(row, name) is not None
+
+
+def _told(column: Any) -> str:
+    return f"{column.table}.{column.name}" if isinstance(column, sa.Column) else f"{column}"
