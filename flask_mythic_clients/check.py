@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from .entries import EntryRule, KeyTemplates
-from .errors import EntriesRefusedError, KeyValueStoreError, RepositoryError, StoreError
+from .errors import EntriesRefusedError, StoreError
 from .model import OVERDUE, Finding
 from .ports import CheckedRepository, CheckedStore, ClientRepository, KeyValueStore, RememberingStore
 from .repair import mark_name
@@ -24,18 +24,21 @@ def findings(
     verify_after: timedelta,
 ) -> Iterator[Finding]:
     """Yield what is wrong with the database, the mapping, the key-value store, and who looks after them."""
+    away: list[StoreError] = []
     if isinstance(repository, CheckedRepository):
-        yield from _unless_away("database", repository.check(kind, entries, removes=removes))
+        yield from _unless_away("database", repository.check(kind, entries, removes=removes), away)
     name = mark_name(repository, kind)
-    yield from _unless_away("key-value store", _of_store(kv, name, entries))
-    with suppress(StoreError):  # which is told above
-        yield from _of_reconcile(repository, kv, name, verify_after)
+    yield from _unless_away("key-value store", _of_store(kv, name, entries), away)
+    if not away:
+        with suppress(StoreError):  # for what the database lacks, as is told above
+            yield from _of_reconcile(repository, kv, name, verify_after)
 
 
-def _unless_away(subject: str, found: Iterable[Finding]) -> Iterator[Finding]:
+def _unless_away(subject: str, found: Iterable[Finding], away: list[StoreError]) -> Iterator[Finding]:
     try:
         yield from found
-    except (RepositoryError, KeyValueStoreError) as error:
+    except StoreError as error:
+        away.append(error)
         told = f"{error} {error.cause}".rstrip()
         yield Finding(subject, told, "Mend that, and check again: the rest of it could not be looked at.")
 

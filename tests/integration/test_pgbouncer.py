@@ -97,6 +97,21 @@ def _statuses(pooled: sa.URL, connect_args: dict[str, Any]) -> list[int]:
             ]
 
 
+def _problems(pooled: sa.URL, connect_args: dict[str, Any]) -> str:
+    config = {"SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": connect_args}}
+    with mounting(pooled.render_as_string(hide_password=False), MemoryStore()) as mount:
+        host: Host = mount(config=config)
+        with host.flask.app_context():
+            return " ".join(finding.problem for finding in host.clients.service.check())
+
+
+def test_check_tells_of_it_only_where_prepared_statements_break(program: str, pooled: sa.URL) -> None:
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    keeps_track = tuple(map(int, re.findall(r"\d+", told)[:2])) >= (1, 21)
+    assert ("pooler" in _problems(pooled, {})) is not keeps_track
+    assert "pooler" not in _problems(pooled, {"prepare_threshold": None})
+
+
 def test_clients_are_deleted_through_it_without_prepared_statements(pooled: sa.URL) -> None:
     assert _statuses(pooled, {"prepare_threshold": None}) == [200] * 2 * len(IDS)
 

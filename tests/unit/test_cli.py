@@ -512,6 +512,33 @@ class TestReading:
             assert record[at - 2 : at] == "  "
             assert record[at] != " "
 
+    def test_a_check_prints_a_line_for_each_finding_and_fails_only_for_what_breaks(
+        self, mount: Callable[..., Host], gate: Gate
+    ) -> None:
+        lines = re.compile(r"^(\w+): (publishable_key:|[^:]+)", re.MULTILINE)
+        errors = _run(mount(), "check")
+        assert errors.exit_code == REFUSED
+        # Its column is not unique; and the gate keeps no mark.
+        assert lines.findall(errors.stdout) == [("error", "publishable_key:"), ("note", "key-value store")]
+        host = mount(MYTHIC_CLIENTS_KV_KEYS="client:{id}")
+        note = _run(host, "check")
+        assert note.exit_code == DONE
+        assert lines.findall(note.stdout) == [("note", "key-value store")]
+        gate.closed = True
+        error = _run(host, "check")
+        assert error.exit_code == REFUSED
+        assert error.stdout.startswith("error: key-value store: ")
+        (told,) = json.loads(_run(host, "check", "--json").stdout)
+        assert list(told) == ["subject", "problem", "fix", "breaks"]
+        assert (told["subject"], told["breaks"]) == ("key-value store", True)
+
+    def test_a_check_that_finds_nothing_says_so(self, plain: Host) -> None:
+        assert _run(plain, "reconcile").exit_code == DONE
+        result = _run(plain, "check")
+        assert (result.exit_code, result.stdout) == (DONE, "")
+        assert "Nothing" in result.stderr
+        assert _run(plain, "check", "--json").stdout == "[]\n"
+
     def test_the_version_is_that_of_the_package(self, host: Host) -> None:
         assert _run(host, "--version").stdout == f"flask-mythic-clients {version('flask-mythic-clients')}\n"
 

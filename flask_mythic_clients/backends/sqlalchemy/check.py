@@ -1,8 +1,8 @@
 """Whether a database has what a deletion relies on: asked, or tried and undone."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -10,11 +10,12 @@ from sqlalchemy.orm import Session
 from ...entries import EntryRule, KeyTemplates
 from ...errors import RepositoryError
 from ...model import Finding
-from .dialects import Dialect
 from .loose import Loose
 from .mapping import of_entry_values, of_relationships, of_templates
 from .rows import ClientRows
 from .transactions import RefusedError, Transactions, missing
+
+_T = TypeVar("_T")
 
 
 class Check:
@@ -28,23 +29,45 @@ class Check:
 
     def findings(self, kind: str, entries: EntryRule, *, removes: bool) -> Iterator[Finding]:
         """Yield them; raises RepositoryError where the database does not answer."""
-        ask = self._transactions.ask
-        yield from ask(self._of_server)
-        lacking = list(missing(self._transactions.engine, self._transactions.tables))
+        yield from self._ask(self._of_server)
+        lacking = self._ask(lambda session: list(missing(session.connection(), self._transactions.tables)))
         for name in lacking:
             yield Finding(name, "The database lacks it.", "Make it as your app makes its tables, or migrate.")
         if lacking:
-            return  # the rest would only say so once more
-        yield from ask(self._of_indexes)
-        yield from self._of_rights(removes)
+            return  # what needs them would only fail
+        yield from self._ask(self._of_indexes)
+        refused = list(self._of_rights(removes))
+        yield from refused
+        if refused:
+            return
         if isinstance(entries, KeyTemplates):
-            yield from ask(partial(of_templates, rows=self._rows, templates=entries))
-            yield from self._transactions.read(partial(of_entry_values, rows=self._rows, templates=entries))
+            yield from self._ask(partial(of_templates, rows=self._rows, templates=entries))
+            values = partial(of_entry_values, dialect=self._transactions.dialect)
+            yield from self._ask(partial(values, rows=self._rows, templates=entries))
         if removes:
-            yield from ask(partial(of_relationships, rows=self._rows))
-            yield from ask(partial(self._loose.findings, kind=kind))
+            yield from self._ask(partial(of_relationships, rows=self._rows))
+            yield from self._ask(partial(self._loose.findings, kind=kind))
 
-    def _of_server(self, connection: sa.Connection, dialect: Dialect) -> list[Finding]:
+    def _ask(self, query: Callable[[Session], _T]) -> _T:
+        try:
+            return self._try(query)
+        except RefusedError as refused:
+            raise RepositoryError(
+                "The database, or the mapping, refused what was asked."
+            ) from refused.__cause__
+
+    def _try(self, step: Callable[[Session], _T]) -> _T:
+        """Take a step, and undo it; raises RefusedError, too."""
+        dialect = self._transactions.dialect
+
+        def bounded(session: Session) -> _T:
+            session.execute(sa.select(dialect.step_1))  # from now on waits have a limit
+            return step(session)
+
+        return self._transactions.write(bounded, "", dialect.transaction, undo=True)
+
+    def _of_server(self, session: Session) -> list[Finding]:
+        connection, dialect = session.connection(), self._transactions.dialect
         found = list(dialect.unsafe(connection, self._transactions.tables))
         version = connection.dialect.server_version_info
         if version is not None and version < dialect.oldest:
@@ -53,11 +76,10 @@ class Check:
             found.append(Finding("database", problem, f"Use {oldest} or a later one."))
         return found
 
-    def _of_indexes(self, connection: sa.Connection, _: Dialect) -> list[Finding]:
+    def _of_indexes(self, session: Session) -> list[Finding]:
         ledger = self._ledger
-        there = [
-            index["column_names"] for index in sa.inspect(connection).get_indexes(ledger.name, ledger.schema)
-        ]
+        indexes = sa.inspect(session.connection()).get_indexes(ledger.name, ledger.schema)
+        there = [index["column_names"] for index in indexes]
         return [
             Finding(
                 f"{ledger}",
@@ -73,24 +95,10 @@ class Check:
         """Try what a deletion sends, on no row."""
         for right, what, table, statement in _needed(self._rows, self._ledger, removes):
             try:
-                self._transactions.write(
-                    partial(_send, self._transactions.dialect, statement=statement),
-                    "",
-                    self._transactions.dialect.transaction,
-                    undo=True,
-                )
+                self._try(partial(Session.execute, statement=statement))
             except RefusedError:
                 problem = f"The user of the database may not {what}."
                 yield Finding(f"{table}", problem, f"GRANT {right} ON {table} TO that user.")
-            except RepositoryError as error:
-                problem = f"An attempt to {what}, on no row, failed. {error} {error.cause}".rstrip()
-                yield Finding(f"{table}", problem, "Let the app's user of the database do that.")
-
-
-def _send(dialect: Dialect, session: Session, statement: Any) -> None:
-    connection = session.connection()
-    connection.execute(sa.select(dialect.step_1))  # by which the waits below are bounded
-    connection.execute(statement)
 
 
 def _needed(rows: ClientRows, ledger: sa.Table, removes: bool) -> Iterable[tuple[str, str, Any, Any]]:

@@ -5,11 +5,10 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import RelationshipDirection
+from sqlalchemy.orm import RelationshipDirection, Session
 
 from ...errors import ConfigurationError
 from ...model import Finding
-from .dialects import Dialect
 from .rows import ClientRows
 
 _LEDGERS = {"client_id", "kv_keys", "requested_at", "settled_at"}  # of whichever kind of client, and app
@@ -33,11 +32,11 @@ class Loose:
         self._rows = rows
         self._ignore = ignore
 
-    def findings(self, connection: sa.Connection, _: Dialect, kind: str) -> list[Finding]:
+    def findings(self, session: Session, kind: str) -> list[Finding]:
         """Return them, and what of `ignore=` names none."""
         clients, named = self._rows.id.table, sorted(self._ignore)
         declared, found = self._declared(), list[Finding]()
-        for table, column in self._columns(connection, kind):
+        for table, column in self._columns(session.connection(), kind):
             name = f"{table}.{column}"
             if name in named:
                 named.remove(name)

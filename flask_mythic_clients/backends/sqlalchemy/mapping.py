@@ -19,14 +19,12 @@ _SAMPLE = 100
 _MANY = 1000
 
 
-def of_templates(
-    connection: sa.Connection, _: Dialect, rows: ClientRows, templates: KeyTemplates
-) -> list[Finding]:
+def of_templates(session: Session, rows: ClientRows, templates: KeyTemplates) -> list[Finding]:
     """Return where two clients may own one key: the removal of the one would take the other's entry."""
     found: list[Finding] = []
     for parts in templates.parts:
         columns = {rows.column(name) for _, name in parts if name}
-        if not _is_unique(connection, columns):
+        if not _is_unique(session.connection(), columns):
             named = ", ".join(sorted(_told(column) for column in columns))
             found.append(
                 Finding(
@@ -69,9 +67,10 @@ def of_entry_values(
     return []
 
 
-def of_relationships(connection: sa.Connection, _: Dialect, rows: ClientRows) -> list[Finding]:
+def of_relationships(session: Session, rows: ClientRows) -> list[Finding]:
     """Return the relationships by which a removal always fails, or loads very many rows."""
     found: list[Finding] = []
+    connection = session.connection()
     tables = sa.inspect(connection)
     for related in rows.mapper.relationships:
         if (
@@ -117,7 +116,8 @@ def _is_unique(connection: sa.Connection, columns: set[sa.Column[Any]]) -> bool:
 
 def _named(index: Any, columns: set[str]) -> set[Any]:
     """Return what a unique index makes unique: also that of which it has an expression."""
-    if any(name.endswith("_where") and value for name, value in index.get("dialect_options", {}).items()):
+    options = index.get("dialect_options", {})
+    if any(name.endswith("_where") and value is not None for name, value in options.items()):
         return {None}
     texts = index.get("expressions") or index["column_names"]
     return {word for text in texts for word in re.findall(r"\w+", f"{text}") if word in columns} or {None}

@@ -186,7 +186,10 @@ class Transactions:
             return BusyError()
         if verdict is not Verdict.OUTDATED:
             return RepositoryError(_MESSAGES.get(verdict))
-        lacks = ", ".join(missing(self.engine, self.tables)) or "a table or a column"
+        lacks = ""
+        with suppress(sa.exc.SQLAlchemyError):
+            lacks = ", ".join(missing(self.engine, self.tables))
+        lacks = lacks or "a table or a column"
         return RepositoryError(
             f"The database lacks {lacks}: make it as your app makes its tables, or migrate."
         )
@@ -214,13 +217,12 @@ _MESSAGES = {
 }
 
 
-def missing(engine: sa.Engine, tables: Sequence[Any]) -> Iterator[str]:
+def missing(bind: sa.Engine | sa.Connection, tables: Sequence[Any]) -> Iterator[str]:
     """Yield the tables, and the columns as `table.column`, that the models have and the database lacks."""
-    with suppress(sa.exc.SQLAlchemyError):
-        inspector = sa.inspect(engine)
-        for table in tables:
-            if not inspector.has_table(table.name, table.schema):
-                yield f"{table}"
-                continue
-            there = {column["name"] for column in inspector.get_columns(table.name, table.schema)}
-            yield from (f"{table}.{column.name}" for column in table.columns if column.name not in there)
+    inspector = sa.inspect(bind)
+    for table in tables:
+        if not inspector.has_table(table.name, table.schema):
+            yield f"{table}"
+            continue
+        there = {column["name"] for column in inspector.get_columns(table.name, table.schema)}
+        yield from (f"{table}.{column.name}" for column in table.columns if column.name not in there)
