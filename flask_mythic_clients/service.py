@@ -160,8 +160,8 @@ class DeletionService:
         """Delete in the database, tell what came of it, and undo it: so it tells what a deletion would do.
 
         What is the host's in step 1 runs, too: listeners, and a `before=`. What forbids the deletion stands
-        in `refused`. The key-value store is not asked.
-        Raises InvalidClientIdError, ClientNotFoundError, HardDeleteForbiddenError, StoreError.
+        in `refused`, the guard too. The key-value store is not asked.
+        Raises InvalidClientIdError, ClientNotFoundError, StoreError.
         """
         check_client_id(client_id)
         action = Action.HARD if hard else Action.SOFT
@@ -170,7 +170,7 @@ class DeletionService:
         if preview is None:
             raise ClientNotFoundError(client_id)
         if hard and (self._guard is HardDelete.DENY or (self._guarded and preview.client.active)):
-            raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES[self._guard])
+            return replace(preview, refused=_GUARD_MESSAGES[self._guard])
         return preview
 
     def check(self) -> list[Finding]:

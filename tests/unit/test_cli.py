@@ -348,8 +348,8 @@ class TestDryRun:
         host = mount(MYTHIC_CLIENTS_HARD_DELETE="deny")
         _add(host, store, "acme")
         result = _run(host, "delete", "--dry-run", "--hard", "acme")
-        assert (result.exit_code, result.stdout) == (REFUSED, "")
-        assert "does not allow hard deletes" in result.stderr
+        assert (result.exit_code, result.stderr) == (REFUSED, "")
+        assert "client acme: would be refused: This service does not allow hard deletes." in result.stdout
         assert _run(host, "delete", "--dry-run", "acme").exit_code == DONE
         assert _run(host, "delete", "--hard", "--yes", "acme").exit_code == REFUSED
         assert _status(host) is True
