@@ -6,14 +6,11 @@ Data goes to stdout, messages to stderr. Exit codes: 0 done · 1 refused, or som
 
 import dataclasses
 import getpass
-import json
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
-from itertools import islice
+from datetime import timedelta
 from typing import IO, Any
 
 import click
@@ -22,7 +19,16 @@ from flask.cli import AppGroup
 from .auth import create_key, digest
 from .config import check_name, commands, setting
 from .errors import ConfigurationError, MythicClientsError, StoreError
-from .model import Fate, Health, Preview, SoftDeleteEntries, is_text
+from .model import Health, Outcome, Result, SoftDeleteEntries, is_text
+from .printing import (
+    Counted,
+    keys,
+    preview_told,
+    print_json,
+    print_preview,
+    print_rows,
+    text,
+)
 from .service import DeletionService
 
 _REFUSED = 1
@@ -63,6 +69,7 @@ _show_keys = click.option(
 _actor = click.option("--actor", type=_Line(), help="Who does it, for the ledger; else cli:USER.")
 _reason = click.option("--reason", type=_Line(), help="Why, for the ledger.")
 _client_ids = click.argument("client_ids", metavar="ID...", nargs=-1, required=True)
+_older_than = click.option("--older-than", type=_Duration(), required=True, help="How long ago, such as 30d.")
 
 
 def create_group(kind: str, service: DeletionService) -> AppGroup:
@@ -73,6 +80,7 @@ def create_group(kind: str, service: DeletionService) -> AppGroup:
     _add_create_key(group, kind)
     _add_delete(group, service)
     _add_restore(group, service)
+    _add_purge(group, service)
     _add_reconcile(group, service)
     _add_status(group, service)
     _add_check(group, service)
@@ -92,7 +100,7 @@ def _add_create_key(group: AppGroup, kind: str) -> None:
             raise click.UsageError(str(error)) from error
         key = create_key()
         if as_json:
-            _print_json({"name": name, "key": key, "digest": digest(key)})
+            print_json({"name": name, "key": key, "digest": digest(key)})
             return
         click.echo("The key, shown this once; the service keeps only its digest:", err=True)
         click.echo(key)
@@ -102,7 +110,12 @@ def _add_create_key(group: AppGroup, kind: str) -> None:
 
 def _add_delete(group: AppGroup, service: DeletionService) -> None:
     @group.command("delete")
-    @_client_ids
+    @click.argument("client_ids", metavar="ID...", nargs=-1)
+    @click.option(
+        "--from-file",
+        type=click.File(),
+        help="Delete those of a file, many at once: an id a line; - is stdin.",
+    )
     @click.option("--hard", is_flag=True, help="Remove for good, from both stores.")
     @click.option("--yes", is_flag=True, help="Do not ask for the id to be typed before --hard.")
     @click.option("--dry-run", is_flag=True, help="Do it in the database, tell what came of it, and undo it.")
@@ -113,6 +126,7 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
     @_as_json
     def delete_command(
         client_ids: tuple[str, ...],
+        from_file: IO[str] | None,
         hard: bool,
         yes: bool,
         dry_run: bool,
@@ -122,11 +136,15 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
         reason: str | None,
         as_json: bool,
     ) -> None:
-        """Soft-delete clients, or remove them for good. --json goes with --dry-run.
+        """Soft-delete clients, or remove them for good. --json goes with --dry-run and --from-file.
 
         A dry run exits with 1 where a client would be refused.
         """
         by = actor or _user()
+        if bool(client_ids) is (from_file is not None):
+            raise click.UsageError("Write the ids of clients, or --from-file FILE.")
+        if from_file is not None:
+            client_ids = tuple(filter(None, map(str.strip, from_file)))
 
         def soft_delete(client_id: str) -> None:
             service.soft_delete(client_id, actor=by, reason=reason)
@@ -141,14 +159,20 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
         def preview(client_id: str) -> None:
             removes = hard or service.soft_delete_entries is SoftDeleteEntries.REMOVE
             preview = service.preview(client_id, hard=hard, actor=by)
-            told = _told(preview, hard, show_row=show_row, show_keys=show_keys)
+            told = preview_told(preview, hard, show_row=show_row, show_keys=show_keys)
             if as_json:
-                _print_json(told)
+                print_json(told)
             else:
-                _print_preview(told, on_entry="removed" if removes else "rewritten where its value is known")
+                print_preview(told, on_entry="removed" if removes else "rewritten where its value is known")
             if preview.refused is not None:
                 raise _ToldError("")
 
+        if from_file is not None and not dry_run:
+            if hard and not yes:
+                raise click.UsageError("--hard with --from-file takes --yes: nobody types so many ids.")
+            outcomes = service.delete_each(client_ids, hard=hard, actor=by, reason=reason)
+            _delete_each(outcomes, len(client_ids), as_json)
+            return
         if not dry_run and (as_json or show_row):
             raise click.UsageError("--json and --show-row go with --dry-run.")
         _for_each(client_ids, preview if dry_run else hard_delete if hard else soft_delete)
@@ -169,6 +193,80 @@ def _add_restore(group: AppGroup, service: DeletionService) -> None:
         _for_each(client_ids, restore)
 
 
+def _add_purge(group: AppGroup, service: DeletionService) -> None:
+    @group.command("purge")
+    @_older_than
+    @click.option("--limit", type=click.IntRange(min=1), help="Try so many at the most.")
+    @click.option(
+        "--include-unrecorded", is_flag=True, help="Take those, too, that something else has made inactive."
+    )
+    @click.option("--dry-run", is_flag=True, help="Print the ids of those that would be removed.")
+    @_actor
+    @_reason
+    @_as_json
+    def purge_command(
+        older_than: timedelta,
+        limit: int | None,
+        include_unrecorded: bool,
+        dry_run: bool,
+        actor: str | None,
+        reason: str | None,
+        as_json: bool,
+    ) -> None:
+        """Remove for good the clients that were soft-deleted long ago.
+
+        One that cannot go is named with its cause, and the rest goes on; the exit code is 1 then. It may be
+        stopped, and run again, at any time, and on several machines at once.
+        """
+        chosen: Any = {"limit": limit, "include_unrecorded": include_unrecorded}
+        if dry_run:
+            purged = Counted(service.would_purge(older_than=older_than, **chosen))
+        else:
+            purged = Counted(
+                service.purge(older_than=older_than, actor=actor or _user(), reason=reason, **chosen)
+            )
+        with _summed_up(lambda: purged.counts("would_remove" if dry_run else "removed"), as_json):
+            for outcome in purged:
+                if outcome.result is Result.FAILED:
+                    click.echo(f"{outcome.client_id}: {outcome.cause}", err=True)
+                elif dry_run and outcome.result is Result.DONE and not as_json:
+                    click.echo(outcome.client_id)
+        _fail_if(purged.failed)
+
+
+def _delete_each(outcomes: Iterable[Outcome], length: int, as_json: bool) -> None:
+    counted, told = Counted(outcomes, length), list[dict[str, Any]]()
+    with _summed_up(lambda: {**counted.counts("done"), **({"results": told} if as_json else {})}, as_json):
+        for outcome in counted:
+            if as_json:
+                told.append(dataclasses.asdict(outcome))
+            else:
+                click.echo("\t".join(text(each) for each in dataclasses.astuple(outcome) if each is not None))
+    _fail_if(counted.failed)
+
+
+@contextmanager
+def _summed_up(summary: Callable[[], Mapping[str, Any]], as_json: bool) -> Iterator[None]:
+    """Print the summary at the end; also where it is stopped, by hand or by a store that is away."""
+    try:
+        with _exit_codes():
+            yield
+    except KeyboardInterrupt:
+        click.echo("Stopped. The same again goes on, and `reconcile` finishes what is pending.", err=True)
+        raise click.exceptions.Exit(_REFUSED) from None
+    finally:
+        if as_json:
+            print_json(summary())
+        else:
+            counts = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in summary().items())
+            click.echo(counts, err=True)
+
+
+def _fail_if(failed: bool) -> None:
+    if failed:
+        raise click.exceptions.Exit(_REFUSED)
+
+
 def _add_reconcile(group: AppGroup, service: DeletionService) -> None:
     @group.command("reconcile")
     @click.option(
@@ -184,7 +282,7 @@ def _add_reconcile(group: AppGroup, service: DeletionService) -> None:
         with _exit_codes():
             done = service.reconcile(since=since)
         if as_json:
-            _print_json(dataclasses.asdict(done))
+            print_json(dataclasses.asdict(done))
         else:
             click.echo(f"settled {done.settled}, verified {done.verified}, failed {done.failed}")
         if done.blind:
@@ -205,10 +303,10 @@ def _add_status(group: AppGroup, service: DeletionService) -> None:
         with _exit_codes():
             health = service.health()
         if as_json:
-            _print_json(_health(health))
+            print_json(_health(health))
         else:
             shown = {name: value for name, value in _health(health).items() if not isinstance(value, bool)}
-            click.echo(", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in shown.items()))
+            click.echo(", ".join(f"{name.replace('_', ' ')} {text(value)}" for name, value in shown.items()))
         for line in _repairs(health, f"flask {group.name}"):
             click.echo(line, err=True)
         context.exit(0 if health.ok else _REFUSED)
@@ -226,10 +324,10 @@ def _add_check(group: AppGroup, service: DeletionService) -> None:
         with _exit_codes():
             found = service.check()
         if as_json:
-            _print_json([dataclasses.asdict(finding) for finding in found])
+            print_json([dataclasses.asdict(finding) for finding in found])
         for finding in () if as_json else found:
             weight = "error" if finding.breaks else "note"
-            click.echo(f"{weight}: {_text(finding.subject)}: {_text(f'{finding.problem} {finding.fix}')}")
+            click.echo(f"{weight}: {text(finding.subject)}: {text(f'{finding.problem} {finding.fix}')}")
         if not found:
             click.echo("Nothing was found that could break a deletion.", err=True)
         context.exit(_REFUSED if any(finding.breaks for finding in found) else 0)
@@ -243,7 +341,7 @@ def _add_reading(group: AppGroup, service: DeletionService) -> None:
         """Print the clients and their status."""
         with _exit_codes():
             clients = (client for client in service.clients() if not (inactive and client.active))
-            _print_rows(({"id": client.id, "status": client.active} for client in clients), as_json)
+            print_rows(({"id": client.id, "status": client.active} for client in clients), as_json)
 
     @group.command("history")
     @click.argument("client_id", metavar="ID")
@@ -254,9 +352,9 @@ def _add_reading(group: AppGroup, service: DeletionService) -> None:
         with _exit_codes():
             records = service.history(client_id)
         if not records:
-            click.echo(f"{_text(client_id)}: no records.", err=True)
-        shown = (replace(record, kv_keys=_keys(record.kv_keys, show_keys)) for record in records)
-        _print_rows(map(dataclasses.asdict, shown), as_json)
+            click.echo(f"{text(client_id)}: no records.", err=True)
+        shown = (replace(record, kv_keys=keys(record.kv_keys, show_keys)) for record in records)
+        print_rows(map(dataclasses.asdict, shown), as_json)
 
 
 class _NoAnswerError(click.ClickException):
@@ -301,7 +399,7 @@ def _for_each(client_ids: Iterable[str], act: Callable[[str], None]) -> None:
             failure = (
                 error
                 if isinstance(error, click.ClickException)
-                else _failure(f"{_text(client_id)}: {error}", error)
+                else _failure(f"{text(client_id)}: {error}", error)
             )
             failure.show()
             if worst is None or failure.exit_code > worst.exit_code:
@@ -345,115 +443,3 @@ def _repairs(health: Health, commands: str) -> Iterator[str]:
         )
     if backlog and (backlog.pending or backlog.overdue):
         yield f"To repair, and to be run every minute: {commands} reconcile"
-
-
-def _keys(keys: tuple[str, ...], show: bool) -> tuple[str, ...]:
-    """Shorten keys, which may be secrets, to what all clients' have in common."""
-    return keys if show else tuple(f"{key.partition(':')[0]}:…" if ":" in key else "…" for key in keys)
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, default=str))
-
-
-def _print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
-    """Print rows as a JSON array, or as lines of tab-separated values under a line of names.
-
-    On a terminal the columns stand below each other, and the few values that are long in lines of their own.
-    """
-    if as_json:
-        _print_json(list(rows))
-        return
-    if _is_terminal():
-        _print_for_people(rows)
-        return
-    for number, row in enumerate(rows):
-        if number == 0:
-            click.echo("\t".join(row))
-        click.echo("\t".join(map(_text, row.values())))
-
-
-def _is_terminal() -> bool:
-    return sys.stdout.isatty()
-
-
-# What stands side by side, and what below that in a line of its own, where there is anything.
-_SIDE_BY_SIDE = ("id", "status", "action", "actor", "requested_at", "settled_at", "verified_at")
-_BELOW = ("reason", "kv_keys", "kv_digests", "attempts", "last_error")
-
-
-def _print_for_people(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Pad the columns, as wide as the first rows need them."""
-    every = iter(rows)
-    first = list(islice(every, 100))
-    names = [name for name in first[0] if name in _SIDE_BY_SIDE] if first else []
-    head = dict(zip(names, names, strict=True))
-    widths = [max(len(_cell(row[name])) for row in (head, *first)) for name in names]
-    for row in (head, *first) if first else ():
-        _print_cells(row, names, widths)
-    for row in every:
-        _print_cells(row, names, widths)
-
-
-def _print_cells(row: Mapping[str, Any], names: Sequence[str], widths: Sequence[int]) -> None:
-    cells = (_cell(row[name]).ljust(width) for name, width in zip(names, widths, strict=True))
-    click.echo("  ".join(cells).rstrip())
-    for name in _BELOW:
-        if value := row.get(name):
-            # A digest is of use to programs alone.
-            told = len(value) if name == "kv_digests" else _text(value)
-            click.echo(f"    {name.replace('_', ' ')}: {told}")
-
-
-def _cell(value: object) -> str:
-    return f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else _text(value)
-
-
-def _text(value: object) -> str:
-    """Write a value; control characters, which a client's name may hold, are escaped for the terminal."""
-    if isinstance(value, tuple):
-        return " ".join(map(_text, value))
-    text = "-" if value is None else str(value)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _told(preview: Preview, hard: bool, *, show_row: bool, show_keys: bool) -> dict[str, Any]:
-    """Return what a dry run tells; row and keys only if they are asked for, since they hold secrets."""
-    dependents = [dataclasses.asdict(dependent) for dependent in preview.dependents]
-    told = {"id": preview.client.id, "hard": hard, "refused": preview.refused, "dependents": dependents}
-    told["entries"] = len(preview.kv_keys)
-    if show_keys:
-        told["kv_keys"] = preview.kv_keys
-    if show_row:
-        told["row"] = dict(preview.columns)
-    return told
-
-
-def _print_preview(told: Mapping[str, Any], on_entry: str) -> None:
-    dependents, refused = told["dependents"], told["refused"]
-    if refused is not None:
-        forbids = [_referring(each) for each in dependents if each["fate"] is Fate.FORBIDS]
-        verdict, on_entry = f"would be refused: {'; '.join(forbids) or refused}", "left as it is"
-    else:
-        verdict = "would be removed" if told["hard"] else "status would be false"
-    click.echo(f"client {told['id']}: {verdict}")
-    for name, value in told.get("row", {}).items():
-        click.echo(f"  {name}: {_text(value)}")
-    for each in dependents:
-        click.echo(f"  {_referring(each)}: {_FATES[each['fate']]}")
-    for key in told.get("kv_keys", ()):
-        click.echo(f"  entry {_text(key)}: would be {on_entry}")
-    if "kv_keys" not in told:
-        click.echo(f"  entries: {told['entries']}; each would be {on_entry}")
-
-
-def _referring(dependent: Mapping[str, Any]) -> str:
-    return f"{dependent['column']}, {dependent['rows']} row{'' if dependent['rows'] == 1 else 's'}"
-
-
-_FATES = {
-    Fate.REMOVED: "would be removed",
-    Fate.UNLINKED: "would be set to NULL",
-    Fate.KEPT: "would stay as they are",
-    Fate.FORBIDS: "forbid it",
-}

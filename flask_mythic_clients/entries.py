@@ -58,6 +58,11 @@ class KeyTemplates:
         keys = (_fill(parts, client) for parts in self.parts)
         return {key: values.get(key) for key in keys if key is not None}
 
+    def keys_of_id(self, client_id: str) -> list[str]:
+        """Return the keys that can be told by the id alone."""
+        of_id = (parts for parts in self.parts if {column for _, column in parts} <= {"id", None})
+        return ["".join(literal + (client_id if column else "") for literal, column in p) for p in of_id]
+
     def keys_of_nobody(self, text: str) -> dict[str, str]:
         """Return key → template, with `text`, which no column of any client has, for every column."""
         return {

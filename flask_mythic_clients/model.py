@@ -12,10 +12,15 @@ from .errors import InvalidClientIdError, InvalidReasonError
 CLIENT_ID = re.compile(r"[a-zA-Z0-9_-]{1,255}")
 
 
+def is_client_id(client_id: object) -> bool:
+    """Whether the wire contract allows it as the id of a client."""
+    # fullmatch: `match` with `$` lets a trailing newline through.
+    return isinstance(client_id, str) and CLIENT_ID.fullmatch(client_id) is not None
+
+
 def check_client_id(client_id: str) -> None:
     """Refuse an id that the wire contract does not allow; raises InvalidClientIdError."""
-    # fullmatch: `match` with `$` lets a trailing newline through.
-    if not isinstance(client_id, str) or not CLIENT_ID.fullmatch(client_id):
+    if not is_client_id(client_id):
         raise InvalidClientIdError(client_id)
 
 
@@ -71,6 +76,8 @@ class Change:
     actor: str
     only_if_inactive: bool = False
     reason: str | None = field(default=None, repr=False)
+    requested_at: datetime | None = None
+    """Of one that is taken again, when it was first: it is recorded also where nothing is to change."""
 
     def applies_to(self, client: Client) -> bool:
         """Whether the client is one that this change would change."""
@@ -115,6 +122,46 @@ class Recorded:
     record: DeletionRecord
     alone: bool
     """Whether no other record of the client was pending, as far as the step could see."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What step 1 has done for many clients; of those that are in none of these, nothing was to change."""
+
+    records: tuple[DeletionRecord, ...]
+    held: frozenset[str] = frozenset()
+    """Left, for another transaction holds them."""
+    alone: frozenset[str] = frozenset()
+    """Left, for each has to be changed alone: the host's mapping has more to do."""
+
+    def __add__(self, other: "Batch") -> "Batch":
+        return Batch(self.records + other.records, self.held | other.held, self.alone | other.alone)
+
+
+class Result(StrEnum):
+    """What came of one client among many."""
+
+    DONE = "done"
+    FAILED = "failed"
+    HELD = "held by another"
+    UNRECORDED = "of unknown age"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one client among many; `cause` of the failed tells why."""
+
+    client_id: str
+    result: Result = Result.DONE
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inactive:
+    """A client that is inactive, and whether for long enough; None where nobody has recorded since when."""
+
+    client_id: str
+    expired: bool | None
 
 
 @dataclass(frozen=True, slots=True)

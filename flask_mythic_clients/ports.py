@@ -9,7 +9,19 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from .entries import EntryRule, Value
-from .model import Backlog, Change, Client, DeletionRecord, Finding, Holding, Mark, Preview, Recorded
+from .model import (
+    Backlog,
+    Batch,
+    Change,
+    Client,
+    DeletionRecord,
+    Finding,
+    Holding,
+    Inactive,
+    Mark,
+    Preview,
+    Recorded,
+)
 
 
 class KeyValueStore(Protocol):
@@ -229,6 +241,27 @@ class QuickSteps(Protocol):
 
         A hard delete that was recorded alone is not settled: its holding is None. Yields None where the
         repository cannot; then nothing is held, and whatever was done `record` will find done.
+        """
+        ...
+
+
+@runtime_checkable
+class BulkSteps(Protocol):
+    """Step 1 for many clients at once. Every method raises RepositoryError."""
+
+    def record_each(self, changes: Sequence[Change], entries: EntryRule) -> Batch | None:
+        """Do what `record` does for changes of one action and different clients, all in one transaction.
+
+        A client that another transaction holds is left, and not waited for. Return None, having done
+        nothing, where something forbids the change of one of them.
+        """
+        ...
+
+    def inactive(self, *, for_at_least: timedelta, after: Inactive | None) -> Sequence[Inactive]:
+        """Return a page of the inactive clients, in the order of their ids; the empty page is the last.
+
+        Since when is told by a status that is a time, or else by `settled_at` of the client's newest record,
+        if that is of a soft delete. `after` is the last one of the page before.
         """
         ...
 

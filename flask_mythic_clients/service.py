@@ -13,6 +13,7 @@ from .entries import Entries, EntryRule, Value
 from .errors import (
     BusyError,
     ClientNotFoundError,
+    ConfigurationError,
     EntriesRefusedError,
     ForeignError,
     HardDeleteForbiddenError,
@@ -20,6 +21,7 @@ from .errors import (
     MythicClientsError,
     RepositoryError,
 )
+from .many import Many
 from .model import (
     Action,
     Backlog,
@@ -30,13 +32,15 @@ from .model import (
     HardDelete,
     Health,
     Holding,
+    Outcome,
     Preview,
     Reconciliation,
+    Result,
     SoftDeleteEntries,
     check_client_id,
     check_reason,
 )
-from .ports import Begun, ClientRepository, KeyValueStore, QuickSteps, RememberingStore, Run
+from .ports import Begun, BulkSteps, ClientRepository, KeyValueStore, QuickSteps, RememberingStore, Run
 from .repair import PageAfter, Repair, mark_name, pages
 
 logger = logging.getLogger(__package__)
@@ -121,6 +125,106 @@ class DeletionService:
         blind = repair.is_blind()
         return Reconciliation(settled.records, verified.records, len(left), blind)
 
+    def delete_each(
+        self, client_ids: Iterable[str], *, hard: bool, actor: str, reason: str | None = None
+    ) -> Iterator[Outcome]:
+        """Delete many clients, several at once; yield what came of each, in their order.
+
+        What is forbidden for one, or not there, is told in its outcome. Raises InvalidReasonError, and
+        StoreError when a store is away: those of whom nothing was yielded are as they were, or pending.
+        """
+        if reason is not None:
+            check_reason("", reason)
+        action = Action.HARD if hard else Action.SOFT
+        if hard and self._guard is HardDelete.DENY:
+            told = _GUARD_MESSAGES[self._guard]
+            yield from (Outcome(client_id, Result.FAILED, told) for client_id in client_ids)
+            return
+        guarded = self._guarded and hard
+        changes = (
+            Change(client_id, action, actor, only_if_inactive=guarded, reason=reason)
+            for client_id in client_ids
+        )
+        yield from self._many().delete(changes)
+
+    def would_purge(
+        self, *, older_than: timedelta, limit: int | None = None, include_unrecorded: bool = False
+    ) -> Iterator[Outcome]:
+        """Yield of whom `purge` would try to remove, and whom it would leave; raises StoreError."""
+        for chosen, left in self._expired(older_than, limit, include_unrecorded):
+            yield from left
+            yield from map(Outcome, chosen)
+
+    def purge(
+        self,
+        *,
+        older_than: timedelta,
+        actor: str,
+        reason: str | None = None,
+        limit: int | None = None,
+        include_unrecorded: bool = False,
+    ) -> Iterator[Outcome]:
+        """Remove for good the clients that have been soft-deleted for so long; yield what came of each.
+
+        One that another transaction holds is left to it. So is one of which nobody has recorded since when
+        it is inactive, unless `include_unrecorded`. `limit` counts those that are tried.
+        Raises HardDeleteForbiddenError, InvalidReasonError, and StoreError as `delete_each` does.
+        """
+        if reason is not None:
+            check_reason("", reason)
+        if self._guard is HardDelete.DENY:
+            raise HardDeleteForbiddenError("", _GUARD_MESSAGES[self._guard])
+        many = self._many()
+        for chosen, left in self._expired(older_than, limit, include_unrecorded):
+            yield from left
+            yield from many.purge(
+                Change(client_id, Action.HARD, actor, only_if_inactive=True, reason=reason)
+                for client_id in chosen
+            )
+
+    def _expired(
+        self, duration: timedelta, limit: int | None, include_unrecorded: bool
+    ) -> Iterator[tuple[Sequence[str], Sequence[Outcome]]]:
+        """Yield page by page whose time has come, and who is left, for nobody knows since when."""
+        if not isinstance(self._repository, BulkSteps):
+            raise ConfigurationError("This repository does not tell since when clients are inactive.")
+        after, number = None, 0
+        while page := self._repository.inactive(for_at_least=duration, after=after):
+            after = page[-1]
+            fits = {True, None} if include_unrecorded else {True}
+            chosen = [each.client_id for each in page if each.expired in fits]
+            chosen = chosen if limit is None else chosen[: limit - number]
+            unknown = () if include_unrecorded else (each.client_id for each in page if each.expired is None)
+            yield chosen, [Outcome(client_id, Result.UNRECORDED) for client_id in unknown]
+            number += len(chosen)
+            if number == limit:
+                return
+
+    def _many(self) -> Many:
+        def alone(change: Change) -> None:
+            given = (change.action, change.client_id, change.actor, change.reason)
+            self._carry_out(*given, only_if_inactive=change.only_if_inactive)
+
+        return Many(
+            self._repository,
+            self._entries,
+            settle=self._settle_free,
+            settle_one=lambda client_id: self._settle([client_id]),
+            alone=alone,
+        )
+
+    def _settle_free(self, client_ids: Collection[str]) -> Collection[str]:
+        """Settle those that nobody holds, but for those whose entries are refused; return who was settled."""
+        settled: set[str] = set()
+
+        def step(some: Collection[str]) -> Holding:
+            holding = self._settle(some, wait=False)
+            settled.update(record.client_id for record in holding.records)
+            return holding
+
+        self._take(step, sorted(client_ids))
+        return settled
+
     def pending(self) -> Iterator[DeletionRecord]:
         """Iterate over the records the key-value store has not confirmed yet, oldest first."""
         for page in pages(self._repository.pending):
@@ -183,11 +287,19 @@ class DeletionService:
         given = (self._repository, self._kv, self._kind, self._entries)
         return list(findings(*given, removes=removes, verify_after=self._verify_after))
 
-    def _carry_out(self, action: Action, client_id: str, actor: str, reason: str | None = None) -> None:
+    def _carry_out(
+        self,
+        action: Action,
+        client_id: str,
+        actor: str,
+        reason: str | None = None,
+        *,
+        only_if_inactive: bool = False,
+    ) -> None:
         check_client_id(client_id)
         if reason is not None:
             check_reason(client_id, reason)
-        guarded = self._guarded and action is Action.HARD
+        guarded = (self._guarded and action is Action.HARD) or only_if_inactive
         change = Change(client_id, action, actor, only_if_inactive=guarded, reason=reason)
         with self._both_steps(change) as (recorded, holding, settle_alone):
             settled = None

@@ -22,10 +22,12 @@ from ..model import (
     OVERDUE,
     Action,
     Backlog,
+    Batch,
     Change,
     Client,
     DeletionRecord,
     Holding,
+    Inactive,
     Mark,
     Preview,
     Recorded,
@@ -201,22 +203,45 @@ class MemoryRepository:
         with self._changed:
             self._changed.wait_for(lambda: change.client_id not in self._rows_held)
             client = self._clients([change.client_id]).get(change.client_id)
-            if client is None or not change.applies_to(client):
+            applies = client is not None and change.applies_to(client)
+            if not applies and change.requested_at is None:
                 return None
             record = DeletionRecord(
                 id=len(self._records) + 1,
                 client_id=change.client_id,
                 action=change.action,
                 actor=change.actor,
-                kv_keys=tuple(entries(client)),
-                requested_at=self._clock(),
+                kv_keys=tuple(entries(client)) if client else (),
+                requested_at=change.requested_at or self._clock(),
                 reason=change.reason,
             )
-            self._change(change)
-            self._look(change)
+            if applies:
+                self._change(change)
+                self._look(change)
             pending = [other for other in self._of([change.client_id]) if other.settled_at is None]
             self._records[record.id] = record
             return Recorded(record, alone=not pending)
+
+    def record_each(self, changes: Sequence[Change], entries: EntryRule) -> Batch | None:
+        """Fulfil `ports.BulkSteps.record_each`."""
+        recorded, held = [], set()
+        with self._changed:
+            if any(change.client_id in self._kept for change in changes):
+                return None
+            for change in changes:
+                if change.client_id in self._rows_held:
+                    held.add(change.client_id)
+                elif (done := self.record(change, entries)) is not None:
+                    recorded.append(done.record)
+        return Batch(tuple(recorded), frozenset(held))
+
+    def inactive(self, *, for_at_least: timedelta, after: Inactive | None) -> Sequence[Inactive]:
+        """Fulfil `ports.BulkSteps.inactive`."""
+        with self._changed:
+            until = self._clock() - for_at_least
+            ids = sorted(id for id, row in self._rows.items() if not row.status)
+            ids = [id for id in ids if after is None or id > after.client_id][:_PAGE]
+            return [Inactive(id, _expired(self._of([id]), until)) for id in ids]
 
     def make_durable(self) -> None:
         """Fulfil `ports.DeletionSteps.make_durable`: nothing here survives anything."""
@@ -389,6 +414,14 @@ class MemoryRepository:
         """Copy rows, so that a client is as it was read whatever happens to the row later."""
         rows = {id: copy(self._rows[id]) for id in client_ids if id in self._rows}
         return {id: Client(id, row.status, row) for id, row in rows.items()}
+
+
+def _expired(records: Sequence[DeletionRecord], until: datetime) -> bool | None:
+    """Whether the last of a client's records is a soft delete that was settled by then; None for another."""
+    if not records or records[-1].action is not Action.SOFT:
+        return None
+    settled_at = records[-1].settled_at
+    return settled_at is not None and settled_at <= until
 
 
 def _is_due(record: DeletionRecord, settled_before: datetime) -> bool:

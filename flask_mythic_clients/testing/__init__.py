@@ -20,11 +20,12 @@ import pytest
 
 # Before the contracts are imported, or their assertions would fail without showing the values.
 _CONTRACTS = [
-    *("fixtures", "recording", "settling", "verifying", "repairing", "reading", "quick"),
+    *("fixtures", "recording", "settling", "verifying", "repairing", "reading", "quick", "bulk"),
     *("key_value_store", "remembering", "leasing"),
 ]
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACTS))
 
+from .bulk import BulkStepsContract  # noqa: E402 - see above
 from .fixtures import AddClient, KeepRows, LetTimePass  # noqa: E402 - see above
 from .key_value_store import KeyValueStoreContract, RawStore  # noqa: E402 - see above
 from .leasing import ReadThroughContract, ReadThroughStore  # noqa: E402 - see above
@@ -34,6 +35,7 @@ from .repository import ClientRepositoryContract  # noqa: E402 - see above
 
 __all__ = [
     "AddClient",
+    "BulkStepsContract",
     "ClientRepositoryContract",
     "KeepRows",
     "KeyValueStoreContract",

@@ -17,15 +17,17 @@ from flask_mythic_clients.model import Action
 from flask_mythic_clients.ports import ClientRepository
 from flask_mythic_clients.testing import (
     AddClient,
+    BulkStepsContract,
     ClientRepositoryContract,
     KeepRows,
     LetTimePass,
     QuickStepsContract,
 )
+from flask_mythic_clients.testing.fixtures import RepositoryFixtures
 from tests.hosts import Host, make_host
 
 
-class TestMemoryRepository(ClientRepositoryContract):
+class TestMemoryRepository(ClientRepositoryContract, BulkStepsContract):
     """In this process."""
 
     @pytest.fixture
@@ -72,8 +74,8 @@ def hosts() -> Iterator[dict[str, Host]]:
         host.close()
 
 
-class SQLAlchemyContract(ClientRepositoryContract):
-    """The contract on SQLite, PostgreSQL and MariaDB, for one model of a host."""
+class SQLAlchemyFixtures(RepositoryFixtures):
+    """Repositories on SQLite, PostgreSQL and MariaDB, for one model of a host."""
 
     columns: ClassVar[dict[str, Any]] = {}
 
@@ -122,6 +124,10 @@ class SQLAlchemyContract(ClientRepositoryContract):
             host.add(id=client_id, status=status, name=name)
 
         return add
+
+
+class SQLAlchemyContract(SQLAlchemyFixtures, ClientRepositoryContract):
+    """The contract on them."""
 
 
 KEEP = {
@@ -200,6 +206,12 @@ class TestOurColumns(SQLAlchemyContract):
         return Client
 
 
+class TestBulkSteps(SQLAlchemyFixtures, BulkStepsContract):
+    """Many at once, on our own columns."""
+
+    make_model = TestOurColumns.make_model
+
+
 class TestListeners(TestOurColumns):
     """A model with listeners: the unit of work does it all."""
 
@@ -231,6 +243,15 @@ class TestColumnsOfTheHosts(SQLAlchemyContract):
             host.add(number=int(client_id), enabled=status, name=name)
 
         return add
+
+
+class TestBulkStepsOnColumnsOfTheHosts(SQLAlchemyFixtures, BulkStepsContract):
+    """Many at once, on columns of the host's."""
+
+    columns: ClassVar[dict[str, str]] = TestColumnsOfTheHosts.columns
+    ids = TestColumnsOfTheHosts.ids
+    make_model = TestColumnsOfTheHosts.make_model
+    add_client = TestColumnsOfTheHosts.add_client
 
 
 class TestATimeForAStatus(TestOurColumns):

@@ -494,7 +494,7 @@ class TestReading:
     def test_on_a_terminal_columns_stand_below_each_other_and_fit(
         self, host: Host, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("flask_mythic_clients.cli._is_terminal", lambda: True)
+        monkeypatch.setattr("flask_mythic_clients.printing.is_terminal", lambda: True)
         _add(host, store, "a-longer-id")
         assert _run(host, "list").stdout.splitlines() == [
             "id           status",
@@ -547,7 +547,9 @@ class TestReading:
     ) -> None:
         host = mount()
         for terminal, command in product((False, True), (["list"], ["history", "nobody"])):
-            monkeypatch.setattr("flask_mythic_clients.cli._is_terminal", lambda terminal=terminal: terminal)
+            monkeypatch.setattr(
+                "flask_mythic_clients.printing.is_terminal", lambda terminal=terminal: terminal
+            )
             result = _run(host, *command)
             assert (result.exit_code, result.stdout) == (DONE, "")
             assert json.loads(_run(host, *command, "--json").stdout) == []

@@ -25,7 +25,7 @@ from .transactions import UndecidedError
 
 # A parameter must not be named like a column that is written.
 _KEY, _CLIENT_ID, _ACTOR, _REASON = "of_key", "of_client_id", "of_actor", "of_reason"
-_KEYS = "of_keys"
+_KEYS, _AT = "of_keys", "of_requested_at"
 
 
 Hook: TypeAlias = Callable[[Session, Any, Action], object]
@@ -121,17 +121,21 @@ class Recorder:
             dialect.plans[entries][self, change.action, change.only_if_inactive] = plan
         return plan
 
+    def has_more_to_do(self, action: Action) -> bool:
+        """Whether code of the host's has to run."""
+        return (
+            self._before is not None or runs_host_code(self._rows.mapper, action) or listens(self._sessions())
+        )
+
     def _make(self, dialect: Dialect, change: Change, entries: EntryRule) -> Plan:
         rows = self._rows
         if (
-            self._before is not None
-            or not isinstance(entries, KeyTemplates)
-            or runs_host_code(rows.mapper, change.action)
-            or listens(self._sessions())
+            not isinstance(entries, KeyTemplates)
+            or self.has_more_to_do(change.action)
             or not all(rows.is_plain(name, dialect) for name in ("id", *entries.columns))
         ):
             return self._unit_of_work(dialect, change)
-        needs = (rows, self._ledger, dialect, change, entries, self._cascades_in(dialect))
+        needs = (rows, self._ledger, dialect, change, entries, self.cascades_in(dialect))
         if dialect.one_statement:
             return OneStatement(*needs)
         two = _TwoStatements(*needs)
@@ -139,9 +143,10 @@ class Recorder:
 
     def _unit_of_work(self, dialect: Dialect, change: Change) -> Plan:
         needs = (self._rows, self._ledger, dialect, change.action)
-        return _UnitOfWork(*needs, self._before, self._sessions(), self._cascades_in(dialect))
+        return _UnitOfWork(*needs, self._before, self._sessions(), self.cascades_in(dialect))
 
-    def _cascades_in(self, dialect: Dialect) -> Cascades:
+    def cascades_in(self, dialect: Dialect) -> Cascades:
+        """Return what is known of a database's foreign keys."""
         return self._cascades.get(dialect) or self._cascades.setdefault(dialect, self._make_cascades())
 
 
@@ -167,9 +172,7 @@ class OneStatement:
         columns = [rows.column(name) for name in dict.fromkeys(["id", *templates.columns])]
         key = sa.bindparam(_KEY, type_=rows.key_type)
         applies = rows.applies(key, change, dialect)
-        changed = (
-            _dml(rows, action, dialect).where(applies, dialect.step_1).returning(*columns).cte("changed")
-        )
+        changed = dml(rows, action, dialect).where(applies, dialect.step_1).returning(*columns).cte("changed")
         names, values = _values(dialect, action, rows.kv_keys(changed, templates, dialect))
         insert = sa.insert(ledger).from_select(names, sa.select(*values).select_from(changed))
         recorded = insert.returning(*_inserted(ledger)).cte("recorded")
@@ -264,7 +267,7 @@ class _TwoStatements:
             told.append(_alone(ledger, dialect).label("alone"))
         self._insert = sa.insert(ledger).from_select(names, query).returning(*told)
         self.dialect = dialect
-        change_row = _dml(rows, change.action, dialect).where(applies)
+        change_row = dml(rows, change.action, dialect).where(applies)
         self._change = change_row.execution_options(preserve_rowcount=True)
         self._look = sa.select(rows.status.column.label("status")).where(dialect.same(rows.id, key))
         self._applies = sa.select(rows.status.column).where(applies)
@@ -375,9 +378,11 @@ class _UnitOfWork:
         self._cascades = cascades
         self._orm_removes = runs_host_code(rows.mapper, Action.HARD) or listens(sessions)
         key = sa.bindparam(_KEY, type_=rows.key_type)
-        delete = _dml(rows, Action.HARD, dialect).where(rows.id == key)
+        delete = dml(rows, Action.HARD, dialect).where(rows.id == key)
         self._delete = delete.execution_options(preserve_rowcount=True)
         names, values = _values(dialect, action, sa.bindparam(_KEYS, type_=ledger.c.kv_keys.type))
+        at = sa.bindparam(_AT, type_=ledger.c.requested_at.type)
+        values[names.index("requested_at")] = sa.func.coalesce(at, dialect.began, type_=at.type)
         alone = _alone(ledger, dialect) if action is Action.HARD else sa.false()  # nobody asks
         self._look = sa.select(*rows.looks(action))
         told = [*_inserted(ledger), alone, dialect.goes_on(ledger), *rows.looks(action)]
@@ -396,6 +401,7 @@ class _UnitOfWork:
         if client is None or not change.applies_to(client):
             return None
         record = {**rows.named(client), **_given(change), _KEYS: list(entries(client))}
+        record[_AT] = change.requested_at
         removed: list[Any] = []
         if self._orm_removes or self._before is not None:
             sa.event.listen(session, "after_flush", lambda flushed, _: removed.extend(flushed.deleted))
@@ -482,7 +488,8 @@ def reaches(related: RelationshipProperty[Any]) -> bool:
     return related.cascade.delete or related.secondary is not None or orphans
 
 
-def _dml(rows: ClientRows, action: Action, dialect: Dialect) -> Any:
+def dml(rows: ClientRows, action: Action, dialect: Dialect) -> Any:
+    """Return the statement that changes rows, without a condition."""
     table = rows.id.table
     if action is Action.HARD:
         return sa.delete(table)

@@ -11,11 +11,24 @@ import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Session
 
-from ...entries import EntryRule
+from ...entries import EntryRule, KeyTemplates
 from ...errors import BusyError, ChangeRefusedError, ClientError, ConfigurationError, StoreError
-from ...model import Action, Backlog, Change, Client, DeletionRecord, Finding, Holding, Preview, Recorded
+from ...model import (
+    Action,
+    Backlog,
+    Batch,
+    Change,
+    Client,
+    DeletionRecord,
+    Finding,
+    Holding,
+    Inactive,
+    Preview,
+    Recorded,
+)
 from ...ports import Begun
 from .both_steps import BothSteps
+from .bulk import Bulk, inactive
 from .cascades import Cascades
 from .check import Check
 from .dialects import Dialect, Verdict, dialect_of
@@ -100,7 +113,10 @@ class SQLAlchemyRepository:
         if key is None:
             return None
         with self._refusals(change, transactions):
-            plan = self._recorder.plan(transactions.dialect, change, entries)
+            if change.requested_at is not None:
+                plan = self._recorder.general(transactions.dialect, change)
+            else:
+                plan = self._recorder.plan(transactions.dialect, change, entries)
             try:
                 step = partial(plan.take, key=key, change=change, entries=entries)
                 return transactions.write(step, change.client_id, plan.begin)
@@ -130,6 +146,29 @@ class SQLAlchemyRepository:
             transactions.at_once(begin, change.client_id, knows=not isinstance(plan, OneStatement)) as begun,
         ):
             yield begun
+
+    def record_each(self, changes: Sequence[Change], entries: EntryRule) -> Batch | None:
+        """Fulfil `ports.BulkSteps.record_each`."""
+        transactions, action = self._transactions(), changes[0].action
+        dialect = transactions.dialect
+        kind = (self, action)
+        plans = dialect.plans.setdefault(entries, {})
+        while True:
+            if kind not in plans:
+                plans[kind] = self._bulk(dialect, action, entries, self._recorder.has_more_to_do(action))
+            try:
+                step = partial(plans[kind].take, changes=changes)
+                batch: Batch = transactions.write(step, "", dialect.statements)
+                return batch
+            except UndecidedError:
+                plans[kind] = self._bulk(dialect, action, entries, each_alone=True)
+            except (KeptError, RefusedError):
+                return None
+
+    def inactive(self, *, for_at_least: timedelta, after: Inactive | None) -> Sequence[Inactive]:
+        """Fulfil `ports.BulkSteps.inactive`."""
+        query = partial(inactive, rows=self._rows, ledger=self._ledger.table)
+        return self._transactions().ask(partial(query, for_at_least=for_at_least, after=after))
 
     def make_durable(self) -> None:
         """Fulfil `ports.DeletionSteps.make_durable`."""
@@ -239,6 +278,12 @@ class SQLAlchemyRepository:
     def check_columns(self, names: Collection[str]) -> None:
         """Fulfil `ports.ClientDirectory.check_columns`."""
         self._rows.check_columns(names)
+
+    def _bulk(self, dialect: Dialect, action: Action, entries: EntryRule, each_alone: bool) -> Bulk:
+        templates = entries if isinstance(entries, KeyTemplates) else None
+        given = (self._rows, self._ledger.table, dialect, action, templates)
+        cascades = self._recorder.cascades_in(dialect)
+        return Bulk(*given, cascades, each_alone=each_alone or templates is None)
 
     def _transactions(self) -> Transactions:
         try:

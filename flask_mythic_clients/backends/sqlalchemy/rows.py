@@ -1,7 +1,7 @@
 """The clients' rows: the host's model, whatever its columns are called."""
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, Literal
@@ -103,6 +103,25 @@ class ClientRows:
             return None
         return client_id
 
+    def keys_of(self, client_ids: Iterable[str], dialect: Dialect) -> dict[str, Any]:
+        """Return id → key for those that a row can have."""
+        keys = {}
+        for id in client_ids:
+            if (key := self.key_of(id, dialect)) is not None:
+                keys[id] = key
+        return keys
+
+    def named_by_keys(self, dialect: Dialect) -> sa.ColumnElement[bool]:
+        """Return a condition for the rows of the keys that the parameter `of_keys` lists."""
+        if self.is_plain("id", dialect):
+            return dialect.among(self.id, "of_keys", self.key_type)
+        return self.id.in_(sa.bindparam("of_keys", type_=self.key_type, expanding=True))
+
+    def brief(self, columns: Iterable[str]) -> list[sa.ColumnElement[Any]]:
+        """Return what makes a row that `client` takes, with these columns, and without the ORM."""
+        wanted = dict.fromkeys([self._id, self.status.name, *columns])
+        return [self.mapper.columns[name].label(name) for name in wanted]
+
     def applies(self, key: sa.ColumnElement[Any], change: Change, dialect: Dialect) -> sa.ColumnElement[bool]:
         """Return `Change.applies_to` in SQL, for the row of that key."""
         same = dialect.same(self.id, key)
@@ -126,10 +145,7 @@ class ClientRows:
         lock: Literal["share", "free", "update"] | None = None,
     ) -> dict[str, Client]:
         """Return id → client for those that exist; "free" is a share lock on those that nobody else holds."""
-        keys = []
-        for id in client_ids:
-            if (key := self.key_of(id, dialect)) is not None:
-                keys.append(key)
+        keys = [*self.keys_of(client_ids, dialect).values()]
         hidden = bool(session.dispatch.do_orm_execute)
         query = dialect.once((self, lock, hidden), lambda: self._query(dialect, lock, hidden))
         found = {}
@@ -148,9 +164,7 @@ class ClientRows:
         """
         if hasattr(self.model, "entry_values"):
             return None
-        wanted = dict.fromkeys([self._id, self.status.name, *templates.columns])
-        columns = [self.mapper.columns[name].label(name) for name in wanted]
-        return sa.select(*columns).where(dialect.same(self.id, key))
+        return sa.select(*self.brief(templates.columns)).where(dialect.same(self.id, key))
 
     def page(self, session: Session, _: Dialect, after: Client | None) -> list[Client]:
         """Return the next clients in the order of their ids; none after the last."""
@@ -165,10 +179,7 @@ class ClientRows:
         self, dialect: Dialect, lock: Literal["share", "free", "update"] | None, hidden: bool
     ) -> sa.Select[Any]:
         query = self._stored_rows() if hidden else sa.select(self.model).options(lazyload("*"))
-        if self.is_plain("id", dialect):
-            query = query.where(dialect.among(self.id, "of_keys", self.key_type))
-        else:
-            query = query.where(self.id.in_(sa.bindparam("of_keys", type_=self.key_type, expanding=True)))
+        query = query.where(self.named_by_keys(dialect))
         if lock is not None:
             # Not what else the model loads: PostgreSQL locks no outer join, and the row alone is to be held.
             query = query.with_for_update(
@@ -222,10 +233,15 @@ class ClientRows:
 
     def client(self, row: Any) -> Client:
         """Return a loaded row as a client."""
-        id = str(getattr(row, self._id))
+        return Client(
+            self.id_of(getattr(row, self._id)), self.status.is_active(getattr(row, self.status.name)), row
+        )
+
+    def id_of(self, value: Any) -> str:
+        """Return a client's id by the value of its column."""
+        id = str(value)
         # PostgreSQL pads CHAR with blanks, which no id has.
-        id = id.rstrip() if isinstance(self.id.type, (sa.CHAR, sa.NCHAR)) else id
-        return Client(id, self.status.is_active(getattr(row, self.status.name)), row)
+        return id.rstrip() if isinstance(self.id.type, (sa.CHAR, sa.NCHAR)) else id
 
     def owns(self, row: Any) -> bool:
         """Whether that object is a row of a client."""

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapper
@@ -43,6 +43,9 @@ class StatusColumn(Protocol):
         """The column of its table."""
         ...
 
+    is_time: ClassVar[bool]
+    """Whether it tells since when a client is inactive."""
+
     def is_active(self, value: Any) -> bool:
         """Whether a client whose row has that value is active."""
         ...
@@ -60,6 +63,7 @@ class StatusColumn(Protocol):
 class _Boolean:
     """True is active; NULL is not."""
 
+    is_time: ClassVar[bool] = False
     name: str
     column: sa.Column[Any]
 
@@ -77,6 +81,7 @@ class _Boolean:
 class _Timestamp:
     """NULL is active; else it is the time of the deletion, by the database's clock."""
 
+    is_time: ClassVar[bool] = True
     name: str
     column: sa.Column[Any]
 
@@ -94,6 +99,7 @@ class _Timestamp:
 class _Values:
     """As `Status` tells."""
 
+    is_time: ClassVar[bool] = False
     name: str
     column: sa.Column[Any]
     values: Status

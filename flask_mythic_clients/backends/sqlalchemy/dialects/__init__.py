@@ -10,10 +10,11 @@ from ....errors import ConfigurationError
 from .compound import Compound, Compounds
 from .direct import BEGIN, COMMIT, COMMIT_AND_BEGIN, ROLLBACK, pipelined
 from .ready import Rows
-from .standard import Dialect, Stamp, Verdict
+from .standard import AT_ONCE, Dialect, Stamp, Verdict
 from .turns import Turns
 
 __all__ = [
+    "AT_ONCE",
     "BEGIN",
     "COMMIT",
     "COMMIT_AND_BEGIN",

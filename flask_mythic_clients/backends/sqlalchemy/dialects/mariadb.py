@@ -14,11 +14,12 @@ from ....model import Finding
 from ..sessions import Sessions, plain
 from .compound import Compound, Compounds
 from .ready import Ready
-from .standard import WAIT, Dialect, Stamp, StampHeld, Verdict, connected, undone
+from .standard import AT_ONCE, WAIT, Dialect, Stamp, StampHeld, Verdict, connected, undone
 
 _ISOLATION = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 # Before a statement, for that statement: how long it waits for a row, and for a table that a migration holds.
 _BOUNDED = f"SET STATEMENT innodb_lock_wait_timeout={WAIT}, lock_wait_timeout={WAIT} FOR "
+_NOT_WAITING = f"SET STATEMENT innodb_lock_wait_timeout=0, lock_wait_timeout={WAIT} FOR "
 _BEGUN = f"BEGIN NOT ATOMIC {_ISOLATION}; START TRANSACTION;"
 _STAMP: Any = sa.literal_column("mythic_stamp", sa.DateTime)
 _BEGUN_TO_STAMP = f"BEGIN NOT ATOMIC DECLARE {_STAMP} DATETIME(6); {_ISOLATION}; START TRANSACTION;"
@@ -33,6 +34,13 @@ class MariaDB(Dialect):
     oldest = (10, 11)
     # That of the statement's beginning: who needs another takes another statement.
     began = now = sa.func.utc_timestamp(sa.text("6"))
+    records_given = sa.text(
+        "SELECT client_id, action, actor, reason,"
+        " COALESCE(requested_at, UTC_TIMESTAMP(6)) AS requested_at, kv_keys"
+        " FROM JSON_TABLE(:of_records, '$[*]' COLUMNS (client_id VARCHAR(255) PATH '$.client_id',"
+        " action VARCHAR(16) PATH '$.action', actor TEXT PATH '$.actor', reason TEXT PATH '$.reason',"
+        " requested_at DATETIME(6) PATH '$.requested_at', kv_keys LONGTEXT PATH '$.kv_keys')) AS given"
+    ).columns()
     verdicts: ClassVar = {
         1213: Verdict.CONFLICT,
         1205: Verdict.BUSY,
@@ -196,6 +204,11 @@ class MariaDB(Dialect):
         microseconds = duration // timedelta(microseconds=1)
         return sa.func.timestampadd(sa.text("MICROSECOND"), -microseconds, self.now)
 
+    def ago_as(self, type_: Any, duration: timedelta) -> sa.ColumnElement[Any]:
+        """Fulfil `Dialect.ago_as`."""
+        microseconds = duration // timedelta(microseconds=1)
+        return sa.func.timestampadd(sa.text("MICROSECOND"), -microseconds, self.time_for(type_))
+
     def same(self, column: sa.Column[Any], key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Fulfil `Dialect.same`: its usual collations find "Acme" where "acme" is asked for."""
         same = super().same(column, key)
@@ -267,6 +280,9 @@ _HOSTS = 5000  # the server's own end before
 
 
 def _bound(
-    _connection: object, _cursor: object, statement: str, parameters: Any, _context: object, _many: bool
+    _connection: object, _cursor: object, statement: str, parameters: Any, context: Any, _many: bool
 ) -> tuple[str, Any]:
-    return (_BOUNDED + statement if statement.startswith(_STATEMENTS) else statement), parameters
+    if not statement.startswith(_STATEMENTS):
+        return statement, parameters
+    at_once = context is not None and context.execution_options.get(AT_ONCE)
+    return (_NOT_WAITING if at_once else _BOUNDED) + statement, parameters

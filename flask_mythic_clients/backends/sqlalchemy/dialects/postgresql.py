@@ -80,6 +80,13 @@ class PostgreSQL(Dialect):
         | (sa.func.pg_current_wal_insert_lsn() > sa.func.pg_current_wal_flush_lsn()),
         step_1,
     )
+    records_given = sa.text(
+        "SELECT client_id, action, actor, reason,"
+        " coalesce(timezone('UTC', requested_at), statement_timestamp()) AS requested_at,"
+        " CAST(kv_keys AS json) AS kv_keys"
+        " FROM json_to_recordset(CAST(:of_records AS json)) AS given(client_id text, action text, actor text,"
+        " reason text, requested_at timestamp, kv_keys text)"
+    ).columns()
     verdicts: ClassVar = {
         **dict.fromkeys(("40001", "40P01"), Verdict.CONFLICT),
         "55P03": Verdict.BUSY,
@@ -111,6 +118,11 @@ class PostgreSQL(Dialect):
     def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.ago`. Not by `now`: an index is of no use for what changes from row to row."""
         return self.began - sa.literal(duration, sa.Interval)
+
+    def ago_as(self, type_: Any, duration: timedelta) -> sa.ColumnElement[Any]:
+        """Fulfil `Dialect.ago_as`."""
+        ago = self.ago(duration)
+        return ago if getattr(type_, "timezone", False) else sa.func.timezone("UTC", ago)
 
     def watched(
         self, event: str, table: Any, ledger: Any, row: sa.Select[Any] | None = None

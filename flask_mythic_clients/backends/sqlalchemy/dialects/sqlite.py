@@ -31,6 +31,16 @@ class SQLite(Dialect):
     defers_alone = True
     oldest = (3, 35)
     began = now = sa.func.strftime(_TIME, "now")
+    records_given = (
+        sa.text(
+            "SELECT json_extract(value, '$.client_id'), json_extract(value, '$.action'),"
+            " json_extract(value, '$.actor'), json_extract(value, '$.reason'),"
+            " coalesce(json_extract(value, '$.requested_at'), strftime(:of_format, 'now')),"
+            " json_extract(value, '$.kv_keys') FROM json_each(:of_records)"
+        )
+        .bindparams(of_format=_TIME)
+        .columns()
+    )
     verdicts: ClassVar = {
         **dict.fromkeys(("SQLITE_BUSY", "SQLITE_LOCKED"), Verdict.BUSY),
         **dict.fromkeys(("SQLITE_IOERR", "SQLITE_FULL", "SQLITE_CANTOPEN"), Verdict.AWAY),

@@ -21,6 +21,8 @@ from .turns import Turns
 # holds a connection of the host's pool, which is everybody's.
 WAIT = 1
 ISOLATION = "READ COMMITTED"
+AT_ONCE = "mythic_at_once"
+"""An option of a statement that has nothing to wait for."""
 
 _T = TypeVar("_T")
 Stamp: TypeAlias = Callable[[sa.Connection, Mapping[str, Any]], Sequence[sa.Row[Any]]]
@@ -106,6 +108,12 @@ class Dialect:
     """The same for step 2's, and that of verify."""
     durable: ClassVar[sa.Select[Any] | None] = None
     """A query whose commit waits until all before it is as durable as a step 1; None where there is none."""
+    records_given: ClassVar[Any]
+    """A query for records to insert, out of the parameter `of_records`, a JSON array of objects.
+
+    It yields client_id, action, actor, reason, requested_at and kv_keys. In the objects a time is in UTC, or
+    null, which is the statement's; the keys are JSON in a string.
+    """
     verdicts: ClassVar[dict[Any, Verdict]] = {}
     """The codes that are known, or their first two letters, and what they mean."""
 
@@ -231,6 +239,10 @@ class Dialect:
     def ago(self, duration: timedelta) -> sa.ColumnElement[Any]:
         """Return the database's time when the statement began, less a duration."""
         raise NotImplementedError
+
+    def ago_as(self, type_: Any, duration: timedelta) -> sa.ColumnElement[Any]:  # noqa: ARG002
+        """Return that as a column of the host's keeps it: as `time_for` does."""
+        return self.ago(duration)
 
     def is_table(self, table: Any) -> sa.ColumnElement[bool]:
         """Whether that is a table, not a view; asked where `one_statement` is true."""

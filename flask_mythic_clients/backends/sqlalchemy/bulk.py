@@ -1,0 +1,200 @@
+"""Step 1 for many clients in one transaction: few statements, however many they are."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from ...entries import KeyTemplates
+from ...model import Action, Batch, Change, Client, DeletionRecord, Inactive
+from .cascades import Cascades
+from .dialects import AT_ONCE, Dialect, Verdict
+from .recorder import KeptError, dml
+from .rows import ClientRows
+from .transactions import UndecidedError
+
+_PAGE = 500
+
+
+class Bulk:
+    """Locks rows that nobody holds, inserts their records, changes the rows, and looks.
+
+    Where the host's mapping has more to do, a row that is to be changed is left to be changed alone. In the
+    database nothing of the host's may run either: that is looked for at the end once more, when nobody can
+    make a trigger any more.
+    """
+
+    def __init__(
+        self,
+        rows: ClientRows,
+        ledger: sa.Table,
+        dialect: Dialect,
+        action: Action,
+        templates: KeyTemplates | None,
+        cascades: Cascades,
+        *,
+        each_alone: bool,
+    ) -> None:
+        self._each_alone = each_alone
+        self._rows = rows
+        self._ledger = ledger
+        self._dialect = dialect
+        self._action = action
+        self._templates = templates
+        self._cascades = cascades
+        named, table = rows.named_by_keys(dialect), rows.id.table
+        found = sa.select(*rows.brief(templates.columns if templates else ()))
+        found = found.select_from(rows.mapper.selectable).where(named, dialect.step_1)
+        self._lock = found.with_for_update(of=rows.mapper.tables, skip_locked=True)
+        self._there = sa.select(rows.id.label("id")).where(named)
+        change = dml(rows, action, dialect).where(named)
+        self._change = change.execution_options(preserve_rowcount=True, **{AT_ONCE: True})
+        active = rows.status.active(dialect)
+        left = {Action.HARD: sa.true(), Action.SOFT: active, Action.RESTORE: ~active}[action]
+        self._left = sa.select(sa.literal(1)).select_from(table).where(named, left).limit(1)
+        written = ("client_id", "action", "actor", "reason", "requested_at", "kv_keys")
+        insert = sa.insert(ledger).from_select(written, dialect.records_given)
+        self._insert = insert.returning(ledger.c.id, ledger.c.client_id, ledger.c.requested_at)
+        event = "DELETE" if action is Action.HARD else "UPDATE"
+        parts: Any = sa.select(sa.literal_column("tableoid")).select_from(table).where(named)
+        self._watched = (
+            sa.select(dialect.watched(event, table, ledger, parts)) if dialect.one_statement else None
+        )
+
+    def take(self, connection: sa.Connection, changes: Sequence[Change]) -> Batch:
+        """Take the step; raises KeptError and UndecidedError, to be rolled back, for one of them."""
+        rows, dialect = self._rows, self._dialect
+        dialect.lock(connection, self._ledger)
+        removes = self._action is Action.HARD and not self._each_alone
+        if removes and self._cascades.lead_to_clients(connection):
+            raise UndecidedError(for_good=True)
+        keys = rows.keys_of([change.client_id for change in changes], dialect)
+        locked = map(rows.client, connection.execute(self._lock, {"of_keys": [*keys.values()]}))
+        clients = {client.id: client for client in locked if client.id in keys}
+        missing = {client_id: key for client_id, key in keys.items() if client_id not in clients}
+        held = self._held(connection, missing)
+        applying = {
+            c.client_id for c in changes if c.client_id in clients and c.applies_to(clients[c.client_id])
+        }
+        alone = frozenset(applying if self._each_alone else ())
+        changed = [keys[client_id] for client_id in applying - alone]
+        left = held | alone
+        taken = [c for c in changes if c.client_id in applying or c.requested_at is not None]
+        taken = [change for change in taken if change.client_id not in left]
+        if not taken:
+            return Batch((), held, alone)
+        records = self._recorded(connection, taken, clients)
+        if changed:
+            self._take_all(connection, {"of_keys": changed})
+        return Batch(records, held, alone)
+
+    def _take_all(self, connection: sa.Connection, of_changed: Mapping[str, Any]) -> None:
+        self._look_for_triggers(connection, of_changed)
+        try:
+            changed = connection.execute(self._change, of_changed).rowcount
+        except sa.exc.SQLAlchemyError as error:
+            if self._dialect.verdict(error) is not Verdict.BUSY:
+                raise
+            # All of its rows are locked: it waits for others that it only comes across, as MariaDB does.
+            raise KeptError from error
+        if changed != len(of_changed["of_keys"]):
+            raise KeptError
+        if connection.execute(self._left, of_changed).first() is not None:
+            raise KeptError
+        self._look_for_triggers(connection, of_changed)
+
+    def _look_for_triggers(self, connection: sa.Connection, of_changed: Mapping[str, Any]) -> None:
+        if self._watched is not None and connection.scalar(self._watched, of_changed):
+            raise UndecidedError(for_good=True)
+
+    def _held(self, connection: sa.Connection, missing: Mapping[str, Any]) -> frozenset[str]:
+        """Return those that have a row, and no lock was had on it."""
+        if not missing or not self._dialect.locks_rows:
+            return frozenset()
+        there = connection.execute(self._there, {"of_keys": [*missing.values()]})
+        return frozenset({self._rows.id_of(id) for (id,) in there} & missing.keys())
+
+    def _recorded(
+        self, connection: sa.Connection, changes: Sequence[Change], clients: Mapping[str, Client]
+    ) -> tuple[DeletionRecord, ...]:
+        keys = {change.client_id: self._keys(change, clients) for change in changes}
+        written = [
+            {
+                "client_id": change.client_id,
+                "action": change.action.value,
+                "actor": change.actor,
+                "reason": change.reason,
+                "requested_at": change.requested_at and f"{change.requested_at.astimezone(UTC):{_TIME}}",
+                "kv_keys": json.dumps(keys[change.client_id]),
+            }
+            for change in changes
+        ]
+        inserted = connection.execute(self._insert, {"of_records": json.dumps(written)}).all()
+        if len(inserted) != len(changes):
+            raise KeptError
+        by_client = {change.client_id: change for change in changes}
+        return tuple(
+            DeletionRecord(
+                id,
+                client_id,
+                self._action,
+                by_client[client_id].actor,
+                keys[client_id],
+                self._dialect.aware(at),
+                reason=by_client[client_id].reason,
+            )
+            for id, client_id, at in inserted
+        )
+
+    def _keys(self, change: Change, clients: Mapping[str, Client]) -> tuple[str, ...]:
+        if self._templates is None:
+            return ()
+        client = clients.get(change.client_id)
+        return tuple(self._templates(client) if client else self._templates.keys_of_id(change.client_id))
+
+
+_TIME = "%Y-%m-%d %H:%M:%S.%f"
+
+
+def inactive(
+    connection: sa.Connection,
+    dialect: Dialect,
+    *,
+    rows: ClientRows,
+    ledger: sa.Table,
+    for_at_least: timedelta,
+    after: Inactive | None,
+) -> list[Inactive]:
+    """Fulfil `ports.BulkSteps.inactive`."""
+    since: Any = sa.null()
+    if rows.status.is_time:
+        since = rows.status.column <= dialect.ago_as(rows.status.column.type, for_at_least)
+    query = sa.select(rows.id, since).where(~rows.status.active(dialect)).order_by(rows.id).limit(_PAGE)
+    if after is not None:
+        query = query.where(rows.id > rows.key_of(after.client_id, dialect))
+    found = {rows.id_of(id): expired for id, expired in connection.execute(query)}
+    if not rows.status.is_time:
+        found |= _recorded_since(connection, dialect, ledger, list(found), for_at_least)
+    return [
+        Inactive(client_id, None if expired is None else bool(expired))
+        for client_id, expired in found.items()
+    ]
+
+
+def _recorded_since(
+    connection: sa.Connection,
+    dialect: Dialect,
+    ledger: sa.Table,
+    client_ids: Sequence[str],
+    duration: timedelta,
+) -> dict[str, bool]:
+    """Return for whom a soft delete is what was recorded last, and whether it was settled so long ago."""
+    c = ledger.c
+    of_these = dialect.among(c.client_id, "of_client_ids")
+    newest = sa.select(sa.func.max(c.id)).where(of_these).group_by(c.client_id)
+    expired = sa.and_(c.settled_at.is_not(None), c.settled_at <= dialect.ago(duration))
+    # Where that is no soft delete, somebody else has made it inactive since.
+    query = sa.select(c.client_id, expired).where(c.id.in_(newest), c.action == Action.SOFT.value)
+    return {id: bool(old) for id, old in connection.execute(query, {"of_client_ids": client_ids})}

@@ -1,0 +1,128 @@
+"""The same steps for many clients: several in a transaction, and in a pipeline of the key-value store."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+from .entries import EntryRule
+from .errors import (
+    BusyError,
+    ClientNotFoundError,
+    EntriesRefusedError,
+    ForeignError,
+    MythicClientsError,
+    StoreError,
+)
+from .model import Batch, Change, DeletionRecord, Outcome, Result, is_client_id
+from .ports import BulkSteps, ClientRepository
+
+AT_ONCE = 500
+_T = TypeVar("_T")
+
+
+class Many:
+    """Takes both steps for many.
+
+    `settle` takes step 2 for clients, leaves those that others hold, and tells for whom it was done;
+    `settle_one` waits for one. `alone` takes both steps for one.
+    """
+
+    def __init__(
+        self,
+        repository: ClientRepository,
+        entries: EntryRule,
+        *,
+        settle: Callable[[Collection[str]], Collection[str]],
+        settle_one: Callable[[str], object],
+        alone: Callable[[Change], object],
+    ) -> None:
+        self._bulk = repository if isinstance(repository, BulkSteps) else None
+        self._entries = entries
+        self._settle = settle
+        self._settle_one = settle_one
+        self._alone = alone
+
+    def delete(self, changes: Iterable[Change]) -> Iterator[Outcome]:
+        """Yield what came of each, in their order; a client that others hold is waited for."""
+        for batch in batches(changes):
+            possible = {change.client_id: change for change in batch if is_client_id(change.client_id)}
+            done = self._finish(self._record([*possible.values()]).records)
+            for change in batch:
+                if change.client_id in done:
+                    yield done.pop(change.client_id)
+                else:
+                    yield self._one(change)
+
+    def purge(self, changes: Iterable[Change]) -> Iterator[Outcome]:
+        """Yield what came of each that is still there; a client that others hold is left to them."""
+        for batch in batches(changes):
+            taken = self._record(batch)
+            done = self._finish(taken.records)
+            for client_id in (change.client_id for change in batch):
+                if client_id in done:
+                    yield done[client_id]
+                elif client_id in taken.held:
+                    yield Outcome(client_id, Result.HELD)
+            for change in batch:
+                if change.client_id in taken.alone:
+                    yield from self._one_if_there(change)
+
+    def _record(self, changes: Sequence[Change]) -> Batch:
+        """Take step 1 for all, or for halves, where something forbids it for one of them."""
+        taken = Batch((), alone=frozenset(change.client_id for change in changes))
+        if self._bulk is None or not changes:
+            return taken
+        recorded = self._bulk.record_each(changes, self._entries)
+        if recorded is not None or len(changes) == 1:
+            return recorded or taken
+        half = len(changes) // 2
+        return self._record(changes[:half]) + self._record(changes[half:])
+
+    def _finish(self, records: Collection[DeletionRecord]) -> dict[str, Outcome]:
+        """Take step 2 for what was recorded; return what came of each client."""
+        client_ids = sorted({record.client_id for record in records})
+        settled = self._settle(client_ids) if client_ids else ()
+        return {
+            client_id: Outcome(client_id)
+            if client_id in settled
+            else _told(client_id, partial(self._settle_one, client_id))
+            for client_id in client_ids
+        }
+
+    def _one(self, change: Change) -> Outcome:
+        return _told(change.client_id, partial(self._alone, change))
+
+    def _one_if_there(self, change: Change) -> Iterator[Outcome]:
+        gone: list[str] = []
+
+        def act() -> None:
+            try:
+                self._alone(change)
+            except ClientNotFoundError:  # somebody else was first
+                gone.append(change.client_id)
+
+        outcome = _told(change.client_id, act)
+        yield from () if gone else (outcome,)
+
+
+def _told(client_id: str, act: Callable[[], object]) -> Outcome:
+    """Return what came of it; raises StoreError where that is of no one client."""
+    try:
+        act()
+    except (BusyError, EntriesRefusedError) as error:
+        return Outcome(client_id, Result.FAILED, f"{error} {error.cause}".rstrip())
+    except StoreError:
+        raise
+    except MythicClientsError as error:
+        return Outcome(client_id, Result.FAILED, f"{error}")
+    except Exception as error:  # the host's own, such as its hook's
+        return Outcome(client_id, Result.FAILED, f"{ForeignError.told(error)}")
+    return Outcome(client_id)
+
+
+def batches(items: Iterable[_T]) -> Iterator[list[_T]]:
+    """Iterate over lists of the items, each of as many as are taken at once."""
+    every = iter(items)
+    while batch := list(islice(every, AT_ONCE)):
+        yield batch

@@ -1,0 +1,333 @@
+"""Many clients at once, by a list or a purge: each once, in both stores, and none stops the others."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from threading import Event, Thread
+from typing import Any, ClassVar
+
+import pytest
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import mapped_column, relationship
+
+from flask_mythic_clients import HardDeleteForbiddenError, StoreError
+from flask_mythic_clients.backends.memory import MemoryStore
+from flask_mythic_clients.errors import InvalidReasonError
+from flask_mythic_clients.model import Outcome, Result
+
+from ..hosts import Gate, Host, client_model, mounting
+
+P, M, S = "postgresql", "mariadb", "sqlite"
+IDS = [f"c{number:04}" for number in range(1203)]  # two batches, and a part
+DAY = 86_400
+
+
+def add(host: Host, store: MemoryStore, *ids: str, **columns: Any) -> None:
+    with host.flask.app_context(), host.db.engine.begin() as connection:
+        rows = [{"id": id, "name": id, "status": True, **columns} for id in ids]
+        connection.execute(sa.insert(host.model.__table__), rows)
+    for id in ids:
+        store.set(f"client:{id}", "cached")
+
+
+def results(outcomes: Iterator[Outcome]) -> dict[str, Result]:
+    found = list(outcomes)
+    told = {outcome.client_id: outcome.result for outcome in found}
+    assert len(told) == len(found)
+    return told
+
+
+def delete_each(host: Host, *ids: str, hard: bool = True) -> dict[str, Result]:
+    with host.flask.app_context():
+        return results(host.clients.service.delete_each(ids, hard=hard, actor="tests", reason="why"))
+
+
+def purge(host: Host, days: float = 30, **options: Any) -> dict[str, Result]:
+    with host.flask.app_context():
+        given = {"older_than": timedelta(days=days), "actor": "tests", "reason": "why", **options}
+        return results(host.clients.service.purge(**given))
+
+
+def entries(store: MemoryStore) -> set[str]:
+    return {key.removeprefix("client:") for key in store._entries if key.startswith("client:")}
+
+
+def actions(host: Host, id: str) -> list[tuple[str, str | None, bool]]:
+    return [(record.action, record.reason, record.settled_at is not None) for record in host.records(id)]
+
+
+class TestDeleteEach:
+    @pytest.mark.parametrize("hard", [False, True])
+    def test_each_goes_in_both_stores_and_has_a_record(
+        self, mount: Callable[..., Host], store: MemoryStore, hard: bool
+    ) -> None:
+        host = mount(config={"MYTHIC_CLIENTS_SOFT_DELETE_ENTRIES": "remove"})
+        add(host, store, *IDS, "other")
+        assert delete_each(host, *IDS, hard=hard) == dict.fromkeys(IDS, Result.DONE)
+        rows = {row.id: row.status for row in host.rows()}
+        assert rows == {"other": True} | ({} if hard else dict.fromkeys(IDS, False))
+        assert entries(store) == {"other"}
+        for id in (IDS[0], IDS[700], IDS[-1]):
+            assert actions(host, id) == [("hard" if hard else "soft", "why", True)]
+        with host.flask.app_context():
+            assert host.clients.service.backlog().pending == 0
+
+    def test_what_cannot_go_is_told_and_the_rest_goes(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        db = SQLAlchemy()
+        db.Table("orders", sa.Column("client_id", sa.ForeignKey("clients.id")))
+        host = mount(db=db, model=client_model(db))
+        add(host, store, *IDS[:40])
+        with host.flask.app_context(), db.engine.begin() as connection:
+            held = [{"client_id": IDS[3]}, {"client_id": IDS[30]}]
+            connection.execute(sa.insert(db.metadata.tables["orders"]), held)
+        failed = dict.fromkeys((IDS[3], IDS[30], "nobody", "no id", IDS[50]), Result.FAILED)
+        asked = [*IDS[:40], "nobody", "no id", IDS[50]]
+        with host.flask.app_context():
+            outcomes = list(host.clients.service.delete_each(asked, hard=True, actor="tests"))
+        assert [outcome.client_id for outcome in outcomes] == asked
+        assert results(iter(outcomes)) == dict.fromkeys(IDS[:40], Result.DONE) | failed
+        causes = {outcome.client_id: outcome.cause or "" for outcome in outcomes}
+        assert "orders.client_id" in causes[IDS[3]]
+        assert "no such client" in causes["nobody"]
+        assert "255" in causes["no id"]
+        assert {row.id for row in host.rows()} == entries(store) == {IDS[3], IDS[30]}
+
+    def test_a_repeat_finishes_what_an_outage_has_left(self, database_url: str, store: MemoryStore) -> None:
+        gate = Gate(store)
+        with mounting(database_url, gate) as mount:
+            host = mount()
+            add(host, store, *IDS)
+            gate.closed = True
+            with pytest.raises(StoreError):
+                delete_each(host, *IDS)
+            assert len(host.rows()) == len(IDS) - 500
+            gate.closed = False
+            assert delete_each(host, *IDS) == dict.fromkeys(IDS, Result.DONE)
+            assert host.rows() == []
+            assert entries(store) == set()
+
+    def test_models_whose_rows_the_orm_removes_go_one_by_one(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        db = SQLAlchemy()
+        columns = {"id": mapped_column(sa.Integer, primary_key=True)}
+        columns["client_id"] = mapped_column(sa.ForeignKey("clients.id"))
+        order = type("Order", (db.Model,), {"__tablename__": "orders", **columns})
+        host = mount(db=db, model=client_model(db, orders=relationship(order, cascade="all")))
+        add(host, store, *IDS[:20])
+        with host.flask.app_context(), db.engine.begin() as connection:
+            connection.execute(
+                sa.insert(db.metadata.tables["orders"]), [{"client_id": id} for id in IDS[:20]]
+            )
+        assert delete_each(host, *IDS[:20]) == dict.fromkeys(IDS[:20], Result.DONE)
+        with host.flask.app_context(), db.engine.connect() as connection:
+            assert connection.execute(sa.select(db.metadata.tables["orders"])).all() == []
+        assert host.rows() == []
+
+    def test_the_guard_holds_for_many_too(self, mount: Callable[..., Host], store: MemoryStore) -> None:
+        host = mount(config={"MYTHIC_CLIENTS_HARD_DELETE": "after-soft-delete"})
+        add(host, store, "a", "b")
+        host.delete("b")
+        assert delete_each(host, "a", "b") == {"a": Result.FAILED, "b": Result.DONE}
+        assert [row.id for row in host.rows()] == ["a"]
+        denying = mount(config={"MYTHIC_CLIENTS_HARD_DELETE": "deny"})
+        assert delete_each(denying, "a") == {"a": Result.FAILED}
+        with denying.flask.app_context(), pytest.raises(HardDeleteForbiddenError):
+            next(denying.clients.service.purge(older_than=timedelta(0), actor="tests"))
+
+    def test_a_reason_that_the_ledger_does_not_take_changes_nothing(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        host = mount()
+        add(host, store, "a")
+        service = host.clients
+        with host.flask.app_context():
+            for call in (
+                lambda: service.service.delete_each(["a"], hard=True, actor="tests", reason=""),
+                lambda: service.service.purge(older_than=timedelta(0), actor="tests", reason="\n"),
+            ):
+                with pytest.raises(InvalidReasonError):
+                    next(call())
+        assert [row.status for row in host.rows()] == [True]
+
+
+class TestTriggers:
+    """What a trigger keeps is no success, in a batch either."""
+
+    PLANTED: ClassVar = {
+        P: (
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN IF OLD.id = 'c0003' THEN RETURN NULL; END IF; RETURN OLD; END $$",
+            "CREATE TRIGGER keep BEFORE DELETE ON clients FOR EACH ROW EXECUTE FUNCTION keep()",
+        ),
+        S: (
+            "CREATE TRIGGER keep BEFORE DELETE ON clients WHEN OLD.id = 'c0003'"
+            " BEGIN SELECT RAISE(IGNORE); END",
+        ),
+        M: (
+            "CREATE TRIGGER keep BEFORE DELETE ON clients FOR EACH ROW"
+            " IF OLD.id = 'c0003' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 's3cret'; END IF",
+        ),
+    }
+
+    def test_it_is_told_for_whom_and_the_rest_goes(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        host = mount()
+        add(host, store, *IDS[:20])
+        with host.flask.app_context(), host.db.engine.begin() as connection:
+            for statement in self.PLANTED[connection.dialect.name.replace("mysql", M)]:
+                connection.exec_driver_sql(statement)
+        told = delete_each(host, *IDS[:20])
+        assert told == dict.fromkeys(IDS[:20], Result.DONE) | {"c0003": Result.FAILED}
+        assert [row.id for row in host.rows()] == ["c0003"]
+        assert entries(store) == {"c0003"}
+        assert actions(host, "c0003") == []
+
+    def test_one_that_puts_a_row_back_at_the_commit_is_found(
+        self, empty_database: Callable[[str], str], store: MemoryStore
+    ) -> None:
+        with mounting(empty_database(P), store) as mount:
+            host = mount()
+            add(host, store, *IDS[:5])
+            with host.flask.app_context(), host.db.engine.begin() as connection:
+                connection.exec_driver_sql(
+                    "CREATE FUNCTION back() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF OLD.id = 'c0003'"
+                    " THEN INSERT INTO clients SELECT OLD.*; END IF; RETURN NULL; END $$"
+                )
+                connection.exec_driver_sql(
+                    "CREATE CONSTRAINT TRIGGER back AFTER DELETE ON clients DEFERRABLE INITIALLY DEFERRED"
+                    " FOR EACH ROW EXECUTE FUNCTION back()"
+                )
+            assert delete_each(host, *IDS[:5])["c0003"] is Result.FAILED
+            assert [row.id for row in host.rows()] == ["c0003"]
+
+    def test_other_clients_that_would_go_along_stop_their_own_alone(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        db = SQLAlchemy()
+        parent = mapped_column(sa.ForeignKey("clients.id", ondelete="CASCADE"))
+        host = mount(db=db, model=client_model(db, parent_id=parent))
+        add(host, store, *IDS[:9])
+        add(host, store, "child", parent_id="c0003")
+        told = delete_each(host, *IDS[:9])
+        assert told == dict.fromkeys(IDS[:9], Result.DONE) | {"c0003": Result.FAILED}
+        assert {row.id for row in host.rows()} == {"c0003", "child"}
+
+
+class TestPurge:
+    def test_those_go_whose_soft_delete_is_old_and_no_others(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        host = mount()
+        add(host, store, *IDS, "active")
+        add(host, store, "unknown", status=False)
+        delete_each(host, *IDS, hard=False)
+        host.let_time_pass(31 * DAY)
+        add(host, store, "young")
+        host.delete("young")
+        with host.flask.app_context():
+            host.clients.service.restore(IDS[0], actor="tests")
+        with host.flask.app_context():
+            would = results(host.clients.service.would_purge(older_than=timedelta(days=30)))
+        expected = dict.fromkeys(IDS[1:], Result.DONE) | {"unknown": Result.UNRECORDED}
+        assert purge(host) == would == expected
+        assert {row.id for row in host.rows()} == entries(store) == {IDS[0], "active", "young", "unknown"}
+        assert actions(host, IDS[5]) == [("soft", "why", True), ("hard", "why", True)]
+        assert purge(host) == {"unknown": Result.UNRECORDED}
+        assert purge(host, include_unrecorded=True) == {"unknown": Result.DONE}
+
+    @pytest.mark.parametrize("limit", [1, 500, 700])
+    def test_no_more_are_tried_than_the_limit_says(
+        self, mount: Callable[..., Host], store: MemoryStore, limit: int
+    ) -> None:
+        host = mount()
+        add(host, store, *IDS)
+        delete_each(host, *IDS, hard=False)
+        host.let_time_pass(31 * DAY)
+        with host.flask.app_context():
+            would = results(host.clients.service.would_purge(older_than=timedelta(days=30), limit=limit))
+        assert purge(host, limit=limit) == would == dict.fromkeys(IDS[:limit], Result.DONE)
+        assert len(host.rows()) == len(IDS) - limit
+
+    @pytest.mark.parametrize("type_", [sa.DateTime(), sa.DateTime(timezone=True)], ids=["naive", "aware"])
+    def test_a_status_that_is_a_time_is_its_own_age(
+        self, mount: Callable[..., Host], store: MemoryStore, type_: Any
+    ) -> None:
+        db = SQLAlchemy()
+        columns = {"id": mapped_column(sa.String(40), primary_key=True), "name": mapped_column(sa.String(40))}
+        columns["status"] = mapped_column(type_, nullable=True)
+        host = mount(db=db, model=type("Client", (db.Model,), {"__tablename__": "clients", **columns}))
+        now = datetime.now(UTC)
+        at = now if type_.timezone else now.replace(tzinfo=None)
+        add(host, store, "old", status=at - timedelta(days=31))
+        add(host, store, "young", status=at - timedelta(days=29))
+        add(host, store, "active", status=None)
+        assert purge(host) == {"old": Result.DONE}
+        assert {row.id for row in host.rows()} == entries(store) == {"young", "active"}
+
+    @pytest.mark.parametrize("database_url", [P, M], indirect=True)
+    def test_one_that_another_transaction_holds_is_left_to_it_at_once(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        host = mount()
+        add(host, store, *IDS[:10])
+        delete_each(host, *IDS[:10], hard=False)
+        host.let_time_pass(31 * DAY)
+        with host.flask.app_context(), host.db.engine.connect() as other:
+            other.exec_driver_sql("SELECT 1 FROM clients WHERE id = 'c0003' FOR UPDATE")
+            assert purge(host) == dict.fromkeys(IDS[:10], Result.DONE) | {"c0003": Result.HELD}
+        assert purge(host) == {"c0003": Result.DONE}
+
+    def test_two_at_once_take_each_client_once(self, mount: Callable[..., Host], store: MemoryStore) -> None:
+        host = mount()
+        add(host, store, *IDS)
+        delete_each(host, *IDS, hard=False)
+        host.let_time_pass(31 * DAY)
+        begun, told = Event(), list[dict[str, Result]]()
+
+        def other() -> None:
+            begun.wait(10)
+            told.append(purge(host))
+
+        thread = Thread(target=other)
+        thread.start()
+        begun.set()
+        told.append(purge(host))
+        thread.join()
+        done = [id for each in told for id, result in each.items() if result is Result.DONE]
+        assert sorted(done) == sorted(set(done))
+        assert {row.id for row in host.rows()} == {id for id in IDS if id not in done}
+        purge(host)
+        assert host.rows() == []
+        assert entries(store) == set()
+        assert [len(host.records(id)) for id in IDS[::100]] == [2] * len(IDS[::100])
+
+    def test_one_that_is_restored_meanwhile_stays(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        host = mount()
+        add(host, store, "a", "b")
+        delete_each(host, "a", "b", hard=False)
+        host.let_time_pass(31 * DAY)
+        service = host.flask.extensions["mythic_clients"]
+        with host.flask.app_context(), _restoring(service, "a"):
+            assert results(service.purge(older_than=timedelta(days=30), actor="tests")) == {"b": Result.DONE}
+        assert {row.id: row.status for row in host.rows()} == {"a": True}
+
+
+@contextmanager
+def _restoring(service: Any, id: str) -> Iterator[None]:
+    """Restore a client after it was chosen to be purged, and before it is."""
+    repository, record_each = service._repository, service._repository.record_each
+
+    def restored_first(changes: Any, entries: Any) -> Any:
+        repository.record_each = record_each
+        service.restore(id, actor="tests")
+        return record_each(changes, entries)
+
+    repository.record_each = restored_first
+    yield
