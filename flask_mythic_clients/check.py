@@ -6,11 +6,17 @@ from contextlib import suppress
 from datetime import timedelta
 
 from .entries import EntryRule, KeyTemplates
-from .errors import EntriesRefusedError, StoreError
+from .errors import EntriesRefusedError, ForeignError, StoreError
 from .model import OVERDUE, Finding
 from .ports import CheckedRepository, CheckedStore, ClientRepository, KeyValueStore, RememberingStore
 from .repair import mark_name
 
+NO_MARK = Finding(
+    "key-value store",
+    "It keeps no mark, so nobody finds out if it comes back from an older copy of itself.",
+    "After each restore of it run `reconcile --since`, as far back as the copy is old.",
+    breaks=False,
+)
 _RECONCILE = "Run `reconcile` every minute."
 
 
@@ -26,7 +32,7 @@ def findings(
     """Yield what is wrong with the database, the mapping, the key-value store, and who looks after them."""
     away: list[StoreError] = []
     if isinstance(repository, CheckedRepository):
-        yield from _unless_away("database", repository.check(kind, entries, removes=removes), away)
+        yield from _unless_away("database", repository.check_database(kind, entries, removes=removes), away)
     name = mark_name(repository, kind)
     yield from _unless_away("key-value store", _of_store(kv, name, entries), away)
     if not away:
@@ -52,21 +58,19 @@ def _of_store(kv: KeyValueStore, name: str, entries: EntryRule) -> Iterator[Find
         kv.apply(remove=(), overwrite=dict.fromkeys(keys, ""))  # which makes no entry
         kv.apply(remove=keys, overwrite={})
     except EntriesRefusedError as error:
-        refused = sorted({keys[key] for key in error.keys if key in keys} - {""})
-        yield Finding(
-            ", ".join(refused) or "entries",
-            f"The key-value store refuses to change such entries. {error.cause}".rstrip(),
-            "Let its user do UNLINK and SET on them, and on mythic:*.",
-        )
+        if refused := sorted({keys[key] for key in error.keys if key in keys} - {""}):
+            problem = f"The key-value store refuses to change such entries. {error.cause}".rstrip()
+            fix = "Mend that; its user needs UNLINK and SET on them, and on mythic:*."
+            yield Finding(", ".join(refused), problem, fix)
+    except StoreError:
+        raise
+    except Exception as error:  # of a store of the host's
+        problem = f"It fails for an entry that is not there ({ForeignError.told(error)})."
+        yield Finding("key-value store", problem, "An absent entry is success: mend the store.")
     if isinstance(kv, CheckedStore):
-        yield from kv.check(name)
-    if not isinstance(kv, RememberingStore):
-        yield Finding(
-            "key-value store",
-            "It keeps no mark, so nobody finds out if it comes back from an older copy of itself.",
-            "After each restore of it run `reconcile --since`, as far back as the copy is old.",
-            breaks=False,
-        )
+        yield from kv.check_store(name)
+    elif not isinstance(kv, RememberingStore):
+        yield NO_MARK
 
 
 def _of_reconcile(
@@ -77,8 +81,8 @@ def _of_reconcile(
     if late:
         yield Finding(
             "reconcile",
-            f"It does not run, or does not get through: {backlog.pending} records are pending, "
-            f"{backlog.overdue} overdue.",
+            f"It does not run, or does not get through: pending {backlog.pending}, overdue "
+            f"{backlog.overdue}.",
             f"{_RECONCILE} Its exit code and its log tell what is in its way.",
         )
     if not isinstance(kv, RememberingStore):

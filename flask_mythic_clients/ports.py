@@ -74,7 +74,7 @@ class RememberingStore(KeyValueStore, Protocol):
 class CheckedStore(KeyValueStore, Protocol):
     """A key-value store that can be looked at before it is relied on."""
 
-    def check(self, name: str) -> Iterable[Finding]:
+    def check_store(self, name: str) -> Iterable[Finding]:
         """Tell what is wrong with it; `name` is that of a mark, and no client's key is touched.
 
         Raises KeyValueStoreError where it is away.
@@ -279,7 +279,7 @@ class Begun(NamedTuple):
 class CheckedRepository(Protocol):
     """A repository that can be looked at before it is relied on."""
 
-    def check(self, kind: str, entries: EntryRule, *, removes: bool) -> Iterable[Finding]:
+    def check_database(self, kind: str, entries: EntryRule, *, removes: bool) -> Iterable[Finding]:
         """Tell what is wrong with the database, or with the host's mapping; whatever is tried is undone.
 
         `removes` tells whether clients are to be removed for good. Raises RepositoryError where it is away.

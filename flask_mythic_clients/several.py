@@ -1,7 +1,9 @@
 """Several key-value stores as one: a cache and sessions, for example."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from .check import NO_MARK
 from .entries import Value
 from .errors import EntriesRefusedError, KeyValueStoreError
 from .model import Finding, Mark
@@ -29,11 +31,12 @@ class SeveralStores:
         """Fulfil `ports.KeyValueStore.apply`; one that is away keeps the others from nothing."""
         return _apply((store.apply for store in self._stores), remove, overwrite)
 
-    def check(self, name: str) -> Iterator[Finding]:
-        """Fulfil `ports.CheckedStore.check`."""
-        for store in self._stores:
-            if isinstance(store, CheckedStore):
-                yield from store.check(name)
+    def check_store(self, name: str) -> Iterator[Finding]:
+        """Fulfil `ports.CheckedStore.check_store`."""
+        for number, store in enumerate(self._stores, 1):
+            found = store.check_store(name) if isinstance(store, CheckedStore) else ()
+            for finding in found if isinstance(store, RememberingStore) else (*found, NO_MARK):
+                yield replace(finding, subject=f"{finding.subject} ({number} of {len(self._stores)})")
 
 
 class RememberingStores(SeveralStores):

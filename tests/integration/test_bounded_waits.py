@@ -1,8 +1,10 @@
 """Who waits for a client's records waits for a while, and leaves them pending."""
 
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 
@@ -103,3 +105,19 @@ def test_on_sqlite_a_writer_gives_up_on_a_turn_that_does_not_come(
         assert [answer.status_code for answer in answers] == [503]
         assert scene.status("other") is True
         assert scene.host.delete("other").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["acme", "acme?hard=true", "nobody"])
+def test_a_new_connection_to_a_file_that_another_holds_waits_no_longer(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue], path: str
+) -> None:
+    url = empty_database("sqlite")
+    with make_scene(url, empty_kv("memory")) as scene:
+        scene.add("acme")
+        scene.host.close()  # of the pool: the next one has to read the file
+        with closing(sqlite3.connect(sa.make_url(url).database or "")) as holder:
+            holder.execute("BEGIN EXCLUSIVE")
+            began = time.monotonic()
+            assert scene.host.delete(path).status_code == 503
+            assert 0.8 < time.monotonic() - began < 2.5
+        assert scene.host.delete("acme?hard=true").status_code == 200

@@ -1,9 +1,10 @@
 """`check` finds what could break a deletion, and changes nothing."""
 
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,38 @@ class TestTheDatabase:
         assert engine in found(host)[0].problem
 
     @pytest.mark.parametrize("database_url", [M], indirect=True)
+    def test_mariadb_that_looks_at_no_foreign_key_is_told(self, mount: Callable[..., Host]) -> None:
+        options = {"connect_args": {"init_command": "SET foreign_key_checks=0"}}
+        host = mount(config={"SQLALCHEMY_ENGINE_OPTIONS": options})
+        assert told(host) == [("database", True), NONE_YET]
+
+    @pytest.mark.parametrize("database_url", [P], indirect=True)
+    def test_postgresql_that_looks_at_no_foreign_key_is_told(self, mount: Callable[..., Host]) -> None:
+        db = SQLAlchemy()
+        db.Table("orders", sa.Column("client_id", sa.ForeignKey("clients.id", ondelete="CASCADE")))
+        host = mount(db=db, model=client_model(db))
+        assert told(host) == [NONE_YET]
+        run(host, "ALTER TABLE clients DISABLE TRIGGER ALL")
+        assert told(host) == [("clients", True), NONE_YET]
+        options = {"connect_args": {"options": "-c session_replication_role=replica"}}
+        assert ("database", True) in told(mount(config={"SQLALCHEMY_ENGINE_OPTIONS": options}))
+
+    def test_sqlite_that_another_writes_to_or_that_is_none_is_told(
+        self, empty_database: Callable[[str], str], tmp_path: Path
+    ) -> None:
+        url = empty_database(S)
+        with mounting(url, MemoryStore()) as mount:
+            host = mount()
+            with closing(sqlite3.connect(sa.make_url(url).database or "")) as writer:
+                writer.execute("BEGIN EXCLUSIVE")
+                began = time.monotonic()
+                assert told(host) == [("database", True)]
+                assert time.monotonic() - began < 3
+        (tmp_path / "none.db").write_text("no database at all, but a text that is long enough for one")
+        host = _unmade(f"sqlite:///{tmp_path / 'none.db'}", MemoryStore(), SQLAlchemy())
+        assert told(host) == [("database", True)]
+
+    @pytest.mark.parametrize("database_url", [M], indirect=True)
     @pytest.mark.parametrize("value", [0, 1, 2, 3])
     def test_a_commit_that_does_not_wait_for_the_disk_is_told(
         self, mount: Callable[..., Host], value: int
@@ -252,6 +285,11 @@ def _kind(host: Host) -> str:
         return host.db.engine.url.get_backend_name()
 
 
+def _well(host: Host) -> list[tuple[str, bool]]:
+    """Return what is told where nothing is wrong: a user of MariaDB does not see the tables of others."""
+    return [("database", False)] * (_kind(host) == M) + [NONE_YET]
+
+
 def _grants(host: Host) -> list[str]:
     return [grant for grant in GRANTS if _kind(host) == P or "SEQUENCE" not in grant]
 
@@ -262,7 +300,7 @@ class TestTheRights:
         owner = mount()
         owner.add(id="acme")
         with _as_app(owner, *_grants(owner)) as host:
-            assert told(host) == [NONE_YET]
+            assert told(host) == _well(host)
             assert [host.delete("acme").status_code for _ in range(2)] == [200, 200]
             with host.flask.app_context():
                 host.clients.service.restore("acme", actor="tests")
@@ -270,7 +308,7 @@ class TestTheRights:
             assert [host.delete("acme?hard=true").status_code for _ in range(2)] == [200, 404]
             with host.flask.app_context():
                 assert host.clients.service.reconcile().verified == 1
-            assert told(host) == []
+            assert told(host) == _well(host)[:-1]
 
     @pytest.mark.parametrize("table", ["clients", "client_deletions"])
     @pytest.mark.parametrize("right", ["SELECT", "INSERT", "UPDATE", "DELETE"])
@@ -287,14 +325,14 @@ class TestTheRights:
             if breaking:
                 assert f"GRANT {right} ON {table} TO" in " ".join(each.fix for each in breaking)
                 run(owner, f"GRANT {right} ON {table} TO app")
-            assert told(host) == [NONE_YET]
+            assert told(host) == _well(host)
 
     def test_of_a_service_that_removes_nobody_the_right_to_remove_is_not_needed(
         self, mount: Callable[..., Host]
     ) -> None:
         owner = mount()
         with _as_app(owner, *(grant.replace(", DELETE", "") for grant in _grants(owner))) as host:
-            assert told(host)[:-1] == [("clients", True)]
+            assert told(host)[0] == ("clients", True)
             host.flask.extensions["mythic_clients"]._guard = HardDelete.DENY
             assert told(host) == [NONE_YET]
 
@@ -308,7 +346,7 @@ def test_the_right_to_the_numbers_of_the_records_is_told(mount: Callable[..., Ho
         sequence = re.search(r"GRANT USAGE ON SEQUENCE (\S+)", missing.fix)
         assert sequence is not None
         run(owner, f"{sequence[0]} TO app")
-        assert told(host) == [NONE_YET]
+        assert told(host) == _well(host)
 
 
 @pytest.mark.parametrize("database_url", [P], indirect=True)
@@ -380,6 +418,8 @@ ENTRY_VALUES: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "those of the templates": (lambda row: {f"client:{row.id}": "x"}, False),
     "fewer": (lambda _: {}, False),
     "one more": (lambda row: {f"client:{row.id}": "x", f"cache:{row.id}": "x"}, True),
+    "one that has no prefix": (lambda _: {"s3cret": "x"}, True),
+    "one that is no text": (lambda _: {b"s3cret": "x", 7: "y"}, True),
     "one of a template without a value": (lambda row: {f"token:{row.token}": "x"}, False),
     "one like a template": (lambda row: {f"client:{row.id}:s3cret": "x"}, True),
     "none: it fails": (lambda row: {f"client:{row.id}": row.nothing}, True),
@@ -395,6 +435,59 @@ def test_entries_that_no_template_yields_are_told(mount: Callable[..., Host], ca
     host.add(id="acme")
     assert told(host)[:-1] == ([("Client.entry_values", True)] if is_told else [])
     assert "s3cret" not in f"{found(host)}"
+
+
+class Sealed(sa.TypeDecorator[str]):
+    """A column that the app can no longer read."""
+
+    impl = sa.String(40)
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        """Fail, and quote the value."""
+        raise RuntimeError(f"cannot open {value}")
+
+
+def test_a_row_that_the_model_cannot_read_is_told_without_its_values(mount: Callable[..., Host]) -> None:
+    db = SQLAlchemy()
+    model = client_model(db, sealed=mapped_column(Sealed()), entry_values=lambda _: {})
+    host = mount(db=db, model=model)
+    host.add(id="acme", sealed="s3cret")
+    (failing, _) = found(host)
+    assert (failing.subject, failing.breaks) == ("Client.entry_values", True)
+    assert "RuntimeError" in failing.problem
+    assert "s3cret" not in f"{found(host)}"
+
+
+def test_a_function_that_names_the_entries_and_fails_is_told(mount: Callable[..., Host]) -> None:
+    host = mount(entries=lambda row: {row.nothing: None})
+    assert told(host) == [NONE_YET]
+    host.add(id="acme")
+    assert told(host) == [("entries=", True), NONE_YET]
+
+
+def test_a_value_that_the_driver_cannot_read_is_told_nowhere(empty_database: Callable[[str], str]) -> None:
+    with mounting(empty_database(S), MemoryStore()) as mount:
+        host = mount()
+        run(host, "INSERT INTO clients VALUES (CAST(x'ff' || 's3cret' AS TEXT), '', true)")
+        (broken, *_) = found(host)
+        assert broken.subject == "database"
+        assert "3cret" not in f"{found(host)}"
+
+
+def test_a_model_of_two_tables_is_checked_as_well(mount: Callable[..., Host]) -> None:
+    db = SQLAlchemy()
+    kind = {"polymorphic_on": "kind", "polymorphic_identity": "party"}
+    columns = {"id": mapped_column(sa.String(40), primary_key=True), "kind": mapped_column(sa.String(40))}
+    party = type("Party", (db.Model,), {"__tablename__": "parties", **columns, "__mapper_args__": kind})
+    key = mapped_column(sa.ForeignKey("parties.id"), primary_key=True)
+    own = {
+        "id": key,
+        "status": mapped_column(sa.Boolean),
+        "__mapper_args__": {"polymorphic_identity": "client"},
+    }
+    host = mount(db=db, model=type("Client", (party,), {"__tablename__": "clients", **own}))
+    assert told(host) == [NONE_YET]
 
 
 MANY = 1000
@@ -429,6 +522,12 @@ def test_a_relationship_that_fails_or_loads_thousands_is_told(
     assert [each.breaks for each in found(host) if each.subject == "Client.orders"] == expected
 
 
+ALL = ("+get", "+set", "+unlink", "+del", "+eval", "+ping")
+OURS, BOTH = {"key-value store"}, {"client:{id}", "key-value store"}
+# What is missing, and what is told of.
+MISSING = {"+unlink": BOTH, "+set": BOTH, "+del": OURS, "+eval": OURS, "+get": OURS}
+
+
 class TestTheKeyValueStore:
     @pytest.fixture
     def mounted(
@@ -447,18 +546,16 @@ class TestTheKeyValueStore:
         assert kv.url is not None
         return RedisStore.from_url(kv.url.replace("redis://", "redis://app:x@"))
 
-    ALL = ("+get", "+set", "+unlink", "+eval", "+ping")
-
     @pytest.mark.parametrize(
         ("keys", "commands", "subjects"),
         [
             (["client:*", "mythic:*"], ALL, set()),
             (["mythic:*"], ALL, {"client:{id}"}),
             (["client:*"], ALL, {"client:{id}", "key-value store"}),
-            (["client:*", "mythic:*"], ("+get", "+set", "+eval"), {"client:{id}", "key-value store"}),
-            (["client:*", "mythic:*"], ("+get", "+set", "+unlink"), {"key-value store"}),
-            (["client:*", "mythic:*"], ("+set", "+unlink", "+eval"), {"key-value store"}),
-            (["client:*", "mythic:*"], ("+get", "+unlink", "+eval"), {"client:{id}", "key-value store"}),
+            *(
+                (["client:*", "mythic:*"], tuple(each for each in ALL if each != right), subjects)
+                for right, subjects in MISSING.items()
+            ),
         ],
     )
     def test_rights_that_are_missing_are_told(
@@ -471,7 +568,7 @@ class TestTheKeyValueStore:
     ) -> None:
         host = mounted(self._as_user(kv, keys, commands))
         assert {each.subject for each in found(host) if each.breaks} == subjects
-        assert "Mend" not in f"{found(host)}"  # it is not away
+        assert "not be looked at" not in f"{found(host)}"  # it is not away
         kv.raw.acl_deluser("app")
 
     def test_memory_that_runs_out_and_no_disk_are_told_as_notes(
@@ -509,6 +606,22 @@ class TestTheKeyValueStore:
     def test_one_that_hangs_is_told(self, mounted: Callable[..., Host]) -> None:
         with hung_server() as url:
             assert told(mounted(RedisStore.from_url(url, timeout=0.2))) == [("key-value store", True)]
+
+    def test_a_store_of_the_hosts_that_fails_for_an_unknown_entry_is_told(
+        self, mounted: Callable[..., Host]
+    ) -> None:
+        class Picky:
+            def apply(self, *, remove: Any, overwrite: Any) -> set[str]:
+                raise KeyError(next(iter([*remove, *overwrite])))
+
+        assert ("key-value store", True) in told(mounted(Picky()))
+
+    def test_of_several_stores_the_one_that_keeps_no_mark_is_told(self, mounted: Callable[..., Host]) -> None:
+        class Plain:
+            apply = MemoryStore().apply
+
+        notes = [("key-value store (2 of 2)", False), NONE_YET]
+        assert told(mounted([MemoryStore(), Plain()])) == notes
 
     def test_one_that_keeps_no_mark_is_told_as_a_note(self, mounted: Callable[..., Host]) -> None:
         class Plain:

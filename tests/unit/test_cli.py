@@ -355,6 +355,77 @@ class TestDryRun:
         assert _status(host) is True
 
 
+class TestManyAtOnce:
+    """Ids from a file, and purges: a result on stdout, what failed with its cause, and how many."""
+
+    def test_the_clients_of_a_file_are_deleted(self, host: Host, store: MemoryStore, tmp_path: Path) -> None:
+        _add(host, store, "b")
+        (tmp_path / "ids").write_text("acme\n\n  b  \nnobody\n")
+        result = _run(host, "delete", "--from-file", str(tmp_path / "ids"))
+        assert result.exit_code == REFUSED
+        first, second, third = result.stdout.splitlines()
+        assert (first, second) == ("acme\tdone", "b\tdone")
+        assert third.startswith("nobody\tfailed\tThere is no such client")
+        assert result.stderr.splitlines()[-1] == "done 2, failed 1, held 0, unrecorded 0"
+        result = _run(host, "delete", "--hard", "--yes", "--from-file", "-", "--json", typed="acme\nb\n")
+        assert result.exit_code == DONE
+        told = json.loads(result.stdout)
+        assert (told["done"], [each["client_id"] for each in told["results"]]) == (2, ["acme", "b"])
+        assert host.rows() == []
+
+    def test_a_file_is_not_asked_about_and_stands_in_place_of_ids(self, host: Host, tmp_path: Path) -> None:
+        file = tmp_path / "ids"
+        file.write_text("acme")
+        for wrong in (
+            ["delete"],
+            ["delete", "acme", "--from-file", str(file)],
+            ["delete", "--hard", "--from-file", str(file)],
+            ["delete", "--from-file", str(tmp_path / "none")],
+        ):
+            assert _run(host, *wrong).exit_code == USAGE
+        assert _run(host, "delete", "--dry-run", "--from-file", str(file)).exit_code == DONE
+        assert _status(host) is True
+
+    def test_a_purge_names_what_cannot_go_and_counts_the_rest(self, host: Host, store: MemoryStore) -> None:
+        _add(host, store, "b")
+        _add(host, store, "active")
+        _refer(host, "orders")
+        _run(host, "delete", "acme", "b")
+        host.add(id="unknown", status=False)
+        assert _run(host, "purge", "--older-than", "1h", "--json").stdout.strip() == (
+            '{"removed": 0, "failed": 0, "held": 0, "unrecorded": 1}'
+        )
+        would = _run(host, "purge", "--older-than", "0s", "--dry-run")
+        assert (would.exit_code, would.stdout.split()) == (DONE, ["acme", "b"])
+        result = _run(host, "purge", "--older-than", "0s", "--actor", "cron", "--reason", "old")
+        assert result.exit_code == REFUSED
+        assert "acme: " in result.stderr
+        assert "orders.client_id" in result.stderr
+        assert result.stderr.splitlines()[-1] == "removed 1, failed 1, held 0, unrecorded 1"
+        record = json.loads(_run(host, "history", "b", "--json").stdout)[-1]
+        assert (record["action"], record["actor"], record["reason"]) == ("hard", "cron", "old")
+        assert {row.id for row in host.rows()} == {"acme", "active", "unknown"}
+
+    def test_an_outage_is_told_with_what_was_done_until_then(self, host: Host, gate: Gate) -> None:
+        gate.closed = True
+        _run(host, "delete", "acme")
+        result = _run(host, "delete", "--from-file", "-", typed="acme\n")
+        assert result.exit_code == NO_ANSWER
+        assert "done 0, failed 0" in result.stderr
+
+    def test_one_that_is_stopped_by_hand_tells_so(
+        self, host: Host, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stopped(**_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(gate, "apply", stopped)
+        result = _run(host, "delete", "--from-file", "-", typed="acme\n")
+        assert result.exit_code == REFUSED
+        assert "goes on" in result.stderr
+        assert "done 0" in result.stderr
+
+
 class TestRestore:
     """It takes soft deletes back."""
 

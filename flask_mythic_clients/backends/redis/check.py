@@ -9,6 +9,11 @@ from .nodes import Command, Node, Nodes, told
 
 _OLDEST = (6,)
 _SECONDS = 60
+# What the scripts of a reconcile and of a reader do.
+_SCRIPT = """
+redis.call('SET', KEYS[1], redis.call('GET', KEYS[1]) or '', 'EX', ARGV[1])
+return redis.call('DEL', KEYS[1])
+"""
 
 
 def findings(nodes: Nodes, name: str) -> Iterator[Finding]:
@@ -20,13 +25,16 @@ def findings(nodes: Nodes, name: str) -> Iterator[Finding]:
         (of_server,) = node.send([("", ("INFO",))])
         if isinstance(of_server, Mapping):  # else its user may not ask
             yield from _of_server(node, of_server, subject)
+            if nodes.take_many and of_server.get("redis_mode") == "cluster":
+                problem = "It is a node of a cluster, and has a part of the entries alone."
+                yield Finding(subject, problem, "Make the store by RedisStore.from_url(url, cluster=True).")
 
 
 def _of_rights(node: Node, key: str, subject: str) -> Iterator[Finding]:
     commands: list[Command] = [
         ("SET", key, "", "EX", _SECONDS),
         ("GET", key),
-        ("EVAL", "return redis.call('GET', KEYS[1])", 1, key),
+        ("EVAL", _SCRIPT, 1, key, _SECONDS),
         ("UNLINK", key),
     ]
     for command, reply in zip(commands, node.send([(key, command) for command in commands]), strict=True):

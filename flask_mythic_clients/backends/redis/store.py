@@ -95,8 +95,8 @@ class RedisStore:
         """Fulfil `ports.RememberingStore.read_mark`."""
         return read_mark(self._nodes, name)
 
-    def check(self, name: str) -> Iterator[Finding]:
-        """Fulfil `ports.CheckedStore.check`."""
+    def check_store(self, name: str) -> Iterator[Finding]:
+        """Fulfil `ports.CheckedStore.check_store`."""
         return findings(self._nodes, name)
 
     def open_run(self, name: str) -> RedisRun:

@@ -8,10 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ...entries import EntryRule, KeyTemplates
-from ...errors import RepositoryError
 from ...model import Finding
 from .loose import Loose
-from .mapping import of_entry_values, of_relationships, of_templates
+from .mapping import of_entries, of_relationships, of_templates
+from .recorder import reaches
 from .rows import ClientRows
 from .transactions import RefusedError, Transactions, missing
 
@@ -30,9 +30,8 @@ class Check:
     def findings(self, kind: str, entries: EntryRule, *, removes: bool) -> Iterator[Finding]:
         """Yield them; raises RepositoryError where the database does not answer."""
         yield from self._ask(self._of_server)
-        lacking = self._ask(lambda session: list(missing(session.connection(), self._transactions.tables)))
-        for name in lacking:
-            yield Finding(name, "The database lacks it.", "Make it as your app makes its tables, or migrate.")
+        lacking = self._ask(self._lacking)
+        yield from lacking
         if lacking:
             return  # what needs them would only fail
         yield from self._ask(self._of_indexes)
@@ -42,19 +41,24 @@ class Check:
             return
         if isinstance(entries, KeyTemplates):
             yield from self._ask(partial(of_templates, rows=self._rows, templates=entries))
-            values = partial(of_entry_values, dialect=self._transactions.dialect)
-            yield from self._ask(partial(values, rows=self._rows, templates=entries))
+        of_rows = partial(of_entries, dialect=self._transactions.dialect)
+        yield from self._ask(partial(of_rows, rows=self._rows, entries=entries))
         if removes:
             yield from self._ask(partial(of_relationships, rows=self._rows))
-            yield from self._ask(partial(self._loose.findings, kind=kind))
+            loose = partial(self._loose.findings, dialect=self._transactions.dialect, kind=kind)
+            yield from self._ask(loose)
 
-    def _ask(self, query: Callable[[Session], _T]) -> _T:
+    def _ask(self, query: Callable[[Session], list[Finding]]) -> list[Finding]:
         try:
             return self._try(query)
         except RefusedError as refused:
-            raise RepositoryError(
-                "The database, or the mapping, refused what was asked."
-            ) from refused.__cause__
+            problem = f"The database, or the mapping, refuses what is asked of it ({refused.__cause__})."
+            return [Finding(f"{self._rows.id.table}", problem, "Mend that, and check again.")]
+
+    def _lacking(self, session: Session) -> list[Finding]:
+        fix = "Make it as your app makes its tables, or migrate."
+        lacking = missing(session.connection(), self._transactions.tables)
+        return [Finding(name, "The database lacks it.", fix) for name in lacking]
 
     def _try(self, step: Callable[[Session], _T]) -> _T:
         """Take a step, and undo it; raises RefusedError, too."""
@@ -93,12 +97,16 @@ class Check:
 
     def _of_rights(self, removes: bool) -> Iterator[Finding]:
         """Try what a deletion sends, on no row."""
+        dialect = self._transactions.dialect
         for right, what, table, statement in _needed(self._rows, self._ledger, removes):
             try:
                 self._try(partial(Session.execute, statement=statement))
-            except RefusedError:
-                problem = f"The user of the database may not {what}."
-                yield Finding(f"{table}", problem, f"GRANT {right} ON {table} TO that user.")
+            except RefusedError as refused:
+                problem = f"The database does not let its user {what} ({refused.__cause__})."
+                fix = "Look for a trigger, a rule or a broken foreign key there."
+                if dialect.grants:
+                    fix = f"GRANT {right} ON {dialect.name_of(table)} TO that user. Or else l{fix[1:]}"
+                yield Finding(f"{table}", problem, fix)
 
 
 def _needed(rows: ClientRows, ledger: sa.Table, removes: bool) -> Iterable[tuple[str, str, Any, Any]]:
@@ -109,6 +117,15 @@ def _needed(rows: ClientRows, ledger: sa.Table, removes: bool) -> Iterable[tuple
         yield "SELECT", "read it", table, sa.select(*columns).where(nothing)
         if removes:
             yield "DELETE", "remove its rows", table, sa.delete(table).where(nothing)
+    for related in rows.mapper.relationships if removes else ():
+        if not related.viewonly and reaches(related):
+            column: Any = related.synchronize_pairs[0][1]
+            yield "SELECT", "read it", column.table, sa.select(column).where(nothing)
+            if related.cascade.delete or related.secondary is not None:
+                yield "DELETE", "remove its rows", column.table, sa.delete(column.table).where(nothing)
+            else:
+                unlinked = sa.update(column.table).where(nothing).values({column: sa.null()})
+                yield "UPDATE", "change its rows", column.table, unlinked
     status = rows.status.column
     yield (
         "UPDATE",
@@ -116,7 +133,8 @@ def _needed(rows: ClientRows, ledger: sa.Table, removes: bool) -> Iterable[tuple
         status.table,
         sa.update(status.table).where(nothing).values({status: status}),
     )
-    held = sa.select(rows.id).where(nothing).with_for_update(read=True, of=rows.mapper.tables)
+    found = sa.select(rows.id).select_from(rows.mapper.selectable).where(nothing)
+    held = found.with_for_update(read=True, of=rows.mapper.tables)
     yield "UPDATE", "lock its rows, as verify does", rows.id.table, held
     yield "SELECT", "read it", ledger, sa.select(ledger).where(nothing)
     written = [column for column in c if not column.primary_key]

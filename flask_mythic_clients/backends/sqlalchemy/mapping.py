@@ -8,9 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import RelationshipDirection, Session
 
-from ...entries import KeyTemplates, template_of
+from ...entries import EntryRule, KeyTemplates, template_of
 from ...errors import ForeignError
-from ...model import Finding
+from ...model import Client, Finding
 from .dialects import Dialect
 from .recorder import reaches
 from .rows import ClientRows
@@ -23,9 +23,10 @@ def of_templates(session: Session, rows: ClientRows, templates: KeyTemplates) ->
     """Return where two clients may own one key: the removal of the one would take the other's entry."""
     found: list[Finding] = []
     for parts in templates.parts:
-        columns = {rows.column(name) for _, name in parts if name}
-        if not _is_unique(session.connection(), columns):
-            named = ", ".join(sorted(_told(column) for column in columns))
+        names = {name for _, name in parts if name}
+        columns = {rows.column(name) for name in names}
+        if "id" not in names and not _is_unique(session.connection(), columns):
+            named = ", ".join(sorted(f"{rows.model.__name__}.{name}" for name in names))
             found.append(
                 Finding(
                     template_of(parts),
@@ -43,28 +44,32 @@ def of_templates(session: Session, rows: ClientRows, templates: KeyTemplates) ->
     return found
 
 
-def of_entry_values(
-    session: Session, dialect: Dialect, rows: ClientRows, templates: KeyTemplates
-) -> list[Finding]:
-    """Return what some clients' `entry_values` name, and no template yields: it is not removed with them."""
-    if not hasattr(rows.model, "entry_values"):
-        return []
-    subject = f"{rows.model.__name__}.entry_values"
-    for client in rows.page(session, dialect, None)[:_SAMPLE]:
-        try:
-            named = templates(client)
-            others = [key for key in client.row.entry_values() if key not in named]
-        except Exception as error:  # the host's
-            problem = f"It failed for a client: {ForeignError.told(error)}."
-            return [Finding(subject, problem, "Mend it: soft deletes and restores fail with it.")]
-        # One whose column is null yields no key; the value may be given all the same.
-        yielded = [parts for parts in templates.parts if all(_has(client.row, n) for _, n in parts if n)]
-        begins = tuple(parts[0][0] for parts in templates.parts if parts not in yielded and parts[0][0])
-        for key in others:
-            if not key.startswith(begins or ("\0",)):
-                problem = f"It names entries that no template yields, {key.partition(':')[0]}:…"
-                return [Finding(subject, problem, "Add a template for them: no deletion touches them.")]
+def of_entries(session: Session, dialect: Dialect, rows: ClientRows, entries: EntryRule) -> list[Finding]:
+    """Return what the rule for entries, or the model's `entry_values`, does wrong for some clients."""
+    subject = f"{rows.model.__name__}.entry_values" if isinstance(entries, KeyTemplates) else "entries="
+    try:
+        others = [_not_named(client, entries) for client in rows.page(session, dialect, None)[:_SAMPLE]]
+    except sa.exc.SQLAlchemyError:
+        raise
+    except Exception as error:  # the host's
+        problem = f"It, or the model, fails for a client ({ForeignError.told(error)})."
+        return [Finding(subject, problem, "Mend it: deletions fail with it.")]
+    if number := max(others, default=0):
+        problem = f"It names entries that no template yields: {number} for a client."
+        return [Finding(subject, problem, "Add templates for them: no deletion touches them.")]
     return []
+
+
+def _not_named(client: Client, entries: EntryRule) -> int:
+    """Return how many entries a client's row knows a value of, and the templates do not name."""
+    named = entries(client)
+    if not isinstance(entries, KeyTemplates) or not hasattr(client.row, "entry_values"):
+        return 0
+    # A template whose column is null yields no key; the value may be given all the same.
+    empty = [parts for parts in entries.parts if any(_is_null(client.row, name) for _, name in parts if name)]
+    begins = tuple(parts[0][0] for parts in empty if parts[0][0])
+    others = [key for key in client.row.entry_values() if key not in named]
+    return sum(not (isinstance(key, str) and begins and key.startswith(begins)) for key in others)
 
 
 def of_relationships(session: Session, rows: ClientRows) -> list[Finding]:
@@ -128,9 +133,5 @@ def _shape(parts: Sequence[tuple[str, str | None]]) -> list[str | None]:
     return [text for literal, column in parts for text in (literal, None if column else "")]
 
 
-def _has(row: Any, name: str) -> bool:
-    return name == "id" or getattr(row, name) is not None
-
-
-def _told(column: Any) -> str:
-    return f"{column.table}.{column.name}" if isinstance(column, sa.Column) else f"{column}"
+def _is_null(row: Any, name: str) -> bool:
+    return name != "id" and getattr(row, name) is None

@@ -270,8 +270,8 @@ class SQLAlchemyRepository:
         except ClientError as error:
             return trial.refused(error)
 
-    def check(self, kind: str, entries: EntryRule, *, removes: bool) -> Iterator[Finding]:
-        """Fulfil `ports.CheckedRepository.check`."""
+    def check_database(self, kind: str, entries: EntryRule, *, removes: bool) -> Iterator[Finding]:
+        """Fulfil `ports.CheckedRepository.check_database`."""
         check = Check(self._transactions(), self._rows, self._ledger.table, self._loose)
         return check.findings(kind, entries, removes=removes)
 

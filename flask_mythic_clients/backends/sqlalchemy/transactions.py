@@ -170,12 +170,12 @@ class Transactions:
         time.sleep(random.uniform(0, 0.02))
 
     def _told(self, error: sa.exc.SQLAlchemyError) -> ForeignError:
-        """Tell an error by its class and code; by its text only where no statement was sent, nor a commit."""
+        """Tell an error by its class and code; by its text only where there was no connection yet."""
         said = getattr(error, "orig", None)
         if said is None:
             return ForeignError.told(error)
         code, url = self.dialect.code(said), self.engine.url
-        if getattr(error, "statement", None) is None and not (code and self.dialect.raises_at_commit):
+        if getattr(error, "while_connecting", False):
             where = f"{url.host}:{url.port}" if url.host else ""
             return ForeignError.told(said, where, " ".join(str(said).split()))
         return ForeignError.told(said, code or "")

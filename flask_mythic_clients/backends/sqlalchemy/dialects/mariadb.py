@@ -186,7 +186,17 @@ class MariaDB(Dialect):
             kind = connection.scalar(sa.select(of_server.ENGINE).where(*at))
             if kind and kind != "InnoDB":
                 problem = f"Its engine is {kind}, which has no transactions."
-                yield Finding(f"{table}", problem, f"ALTER TABLE {table} ENGINE=InnoDB")
+                yield Finding(f"{table}", problem, f"ALTER TABLE {self.name_of(table)} ENGINE=InnoDB")
+        if not connection.exec_driver_sql("SELECT @@foreign_key_checks").scalar():
+            problem = "foreign_key_checks is off: what a key should stop, or take along, is left behind."
+            yield Finding("database", problem, "Leave it on, for the app's connections too.")
+
+    def sees_all(self, connection: sa.Connection) -> bool:
+        """Fulfil `Dialect.sees_all`."""
+        grants = [f"{grant}" for grant in connection.exec_driver_sql("SHOW GRANTS").scalars()]
+        database = connection.exec_driver_sql("SELECT DATABASE()").scalar()
+        whole = (" ON *.* ", f" ON `{database}`.* ")
+        return any(where in grant and "GRANT USAGE " not in grant for grant in grants for where in whole)
 
     @property
     def _takes_compounds(self) -> bool:

@@ -1,7 +1,7 @@
 """PostgreSQL: step 1 in one statement, and settings that travel with a statement."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from datetime import UTC, timedelta
 from operator import methodcaller
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, OID, array
 from ....model import Finding
 from .direct import direct, is_possible
 from .ready import Ready
-from .standard import WAIT, Dialect, Verdict, aside
+from .standard import WAIT, Dialect, Verdict
 
 
 def _set(lock_timeout: str, synchronous_commit: Any) -> sa.ColumnElement[bool]:
@@ -29,7 +29,7 @@ _SYNCHRONOUS_COMMIT = sa.func.current_setting("synchronous_commit")
 
 _TRIGGER = sa.table(
     "pg_trigger",
-    *map(sa.column, ("tgrelid", "tgtype", "tgconstrrelid")),
+    *map(sa.column, ("tgrelid", "tgtype", "tgconstrrelid", "tgenabled")),
     sa.column("tgisinternal", sa.Boolean),
     sa.column("tgdeferrable", sa.Boolean),
     schema="pg_catalog",
@@ -39,6 +39,8 @@ _CLASS = sa.table(
     sa.column("oid"),
     sa.column("relkind"),
     sa.column("relpersistence"),
+    sa.column("relname"),
+    sa.column("relispartition", sa.Boolean),
     sa.column("relhasrules", sa.Boolean),
     schema="pg_catalog",
 )
@@ -170,11 +172,17 @@ class PostgreSQL(Dialect):
             if connection.scalar(sa.select(sa.func.current_setting(name))) == "off":
                 problem = f"{name} is off: a power cut may ruin what was committed."
                 yield Finding("database", problem, "Set it to on, which is the default.")
+        if connection.scalar(sa.select(sa.func.current_setting("session_replication_role"))) == "replica":
+            problem = "session_replication_role is replica: no foreign key and no trigger does its work."
+            yield Finding("database", problem, "Leave it at origin, for the app's user.")
         for table in tables:
             oid = self._oid(table)
             if connection.scalar(sa.select(_CLASS.c.relpersistence).where(_CLASS.c.oid == oid)) == "u":
                 problem = "It is UNLOGGED: a crash empties it."
-                yield Finding(f"{table}", problem, f"ALTER TABLE {table} SET LOGGED")
+                yield Finding(f"{table}", problem, f"ALTER TABLE {self.name_of(table)} SET LOGGED")
+            if connection.scalar(self._switched_off(table)):
+                problem = "Triggers that carry out its foreign keys are switched off: rows are left behind."
+                yield Finding(f"{table}", problem, f"ALTER TABLE {self.name_of(table)} ENABLE TRIGGER ALL")
             if connection.scalar(sa.select(sa.func.row_security_active(oid))):
                 problem = (
                     "Policies hide rows from the user of the database: those clients are answered with 404."
@@ -191,6 +199,14 @@ class PostgreSQL(Dialect):
                 'Pass connect_args={"prepare_threshold": None} to the engine, or let the pooler keep track '
                 "(PgBouncer from version 1.21 on, max_prepared_statements).",
             )
+
+    def partitions(self, connection: sa.Connection) -> Collection[str]:
+        """Fulfil `Dialect.partitions`."""
+        return set(connection.scalars(sa.select(_CLASS.c.relname).where(_CLASS.c.relispartition)))
+
+    def _switched_off(self, table: Any) -> sa.Select[Any]:
+        c = _TRIGGER.c
+        return sa.select(sa.exists().where(c.tgrelid == self._oid(table), c.tgisinternal, c.tgenabled == "D"))
 
     def _closed_sequences(self, table: Any) -> sa.Select[Any]:
         """Find the sequences that number a table's rows, without a right to them; an IDENTITY needs none."""
@@ -238,15 +254,24 @@ def _keeps_prepared(engine: sa.Engine) -> bool:
 
     The driver numbers what it prepares; so on one server's connection the second finds the first one's.
     """
-    for _ in range(2):
-        with aside(engine) as driver:
-            if driver.prepare_threshold is None:
-                return True
-            try:
-                driver.execute("SELECT 1", prepare=True)
-                driver.commit()
-            except engine.dialect.loaded_dbapi.errors.DuplicatePreparedStatement:
-                return False
+    if not isinstance(engine.pool, (sa.QueuePool, sa.NullPool)):
+        return True  # one that has no other connection to give
+    errors = engine.dialect.loaded_dbapi.errors
+    pool = engine.pool.recreate()
+    try:
+        for _ in range(2):
+            with closing(pool.connect()) as connection:
+                driver: Any = connection.driver_connection
+                if driver.prepare_threshold is not None:
+                    driver.execute("SELECT 1", prepare=True)
+                    driver.commit()
+                connection.invalidate()  # or the pool would give it again
+    except errors.DuplicatePreparedStatement:
+        return False
+    except errors.Error:
+        return True  # no other connection is to be had, so it cannot be asked
+    finally:
+        pool.dispose()
     return True
 
 

@@ -8,16 +8,17 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 
 from ....model import Finding
-from .ready import Often, Ready, is_unheard
-from .standard import WAIT, Dialect, Verdict, aside, connected
+from .ready import Often, Ready, is_unheard, translated
+from .standard import WAIT, Dialect, Verdict, connected
 
 _NORMAL, _FULL = 1, 2
 # What holds for a connection, by what the host has there.
 _OURS: Mapping[str, Callable[[int], int]] = {
+    "busy_timeout": lambda _: WAIT * 1000,  # first: the others may have to wait
     "foreign_keys": lambda _: 1,
-    "busy_timeout": lambda _: WAIT * 1000,
     "synchronous": lambda hosts: max(hosts, _FULL),
 }
+_HOSTS = "mythic_hosts"
 _TIME = "%Y-%m-%d %H:%M:%f000"  # as SQLAlchemy writes a DateTime; its clock knows milliseconds
 
 _TEMPORARY = sa.table("sqlite_temp_master", sa.column("type"))
@@ -29,6 +30,7 @@ class SQLite(Dialect):
     skips_rows = True
     locks_rows = False
     defers_alone = True
+    grants = False
     oldest = (3, 35)
     began = now = sa.func.strftime(_TIME, "now")
     records_given = (
@@ -63,16 +65,24 @@ class SQLite(Dialect):
                 driver.autocommit = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL
             begins = driver.isolation_level
             driver.isolation_level = ""  # not the AUTOCOMMIT of a host
-            hosts = {name: _pragma(driver, name) for name in _OURS}
-            ours = {name: value(hosts[name]) for name, value in _OURS.items()}
-            _set(driver, hosts, ours)
+            hosts = connection.info[_HOSTS] = dict[str, Any]()
             try:
+                try:
+                    for name, ours in _OURS.items():
+                        found = hosts[name] = _pragma(driver, name)
+                        if (wanted := ours(found)) != found:
+                            driver.execute(f"PRAGMA {name} = {wanted}")
+                except connection.dialect.loaded_dbapi.Error as error:
+                    raise translated(error, connection, driver) from error  # another holds the file
                 yield connection
             finally:
                 if not connection.invalidated:
                     driver.rollback()  # a COMMIT that failed leaves the transaction open, and closing too
                     driver.isolation_level = begins
-                    _set(driver, {**ours, "synchronous": None}, hosts)  # which `again` may have changed
+                    for name, value in hosts.items():
+                        # `again` may have changed the one.
+                        if name == "synchronous" or _OURS[name](value) != value:
+                            driver.execute(f"PRAGMA {name} = {value}")
                     if always_begun:
                         driver.autocommit = False
 
@@ -83,8 +93,11 @@ class SQLite(Dialect):
         A stamp that a crash loses is only made again. Only a write-ahead log loses no more by that.
         """
         driver: Any = connection.connection.driver_connection
-        if _pragma(driver, "journal_mode") == "wal":
-            driver.execute(f"PRAGMA synchronous = {_NORMAL}")
+        try:
+            if _pragma(driver, "journal_mode") == "wal":
+                driver.execute(f"PRAGMA synchronous = {_NORMAL}")
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise translated(error, connection, driver) from error
         yield
 
     @contextmanager
@@ -123,12 +136,11 @@ class SQLite(Dialect):
         if not any(file for _, name, file in files if name == "main"):
             yield Finding("database", "It lies in memory, and is gone with the process.", "Use a file.")
             return
-        with aside(connection.engine) as driver:
-            journal, synchronous = _pragma(driver, "journal_mode"), _pragma(driver, "synchronous")
+        journal = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
         if journal in ("off", "memory"):
             problem = f"journal_mode is {journal}: a transaction that a crash ends is half done."
             yield Finding("database", problem, "Use WAL, or DELETE, which is the default.")
-        if synchronous == 0:
+        if connection.info[_HOSTS]["synchronous"] == 0:
             problem = "synchronous is OFF: a power cut may ruin the file, with all that is in it."
             yield Finding("database", problem, "Use NORMAL with WAL, or FULL, which is the default.")
 
@@ -155,12 +167,6 @@ class SQLite(Dialect):
 def _pragma(driver: Any, name: str) -> Any:
     ((value,),) = driver.execute(f"PRAGMA {name}").fetchall()
     return value
-
-
-def _set(driver: Any, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name, value in wanted.items():
-        if found[name] != value:
-            driver.execute(f"PRAGMA {name} = {value}")
 
 
 _WORDS = {

@@ -1,7 +1,7 @@
 """What most databases do, and what a dialect may say otherwise."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, timedelta
 from enum import Enum, auto
 from operator import attrgetter, methodcaller
@@ -33,7 +33,11 @@ StampHeld: TypeAlias = Callable[[sa.Connection, Sequence[int]], Mapping[int, Any
 @contextmanager
 def connected(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Check a connection out; that it breaks when it goes back is no failure, for all is ended by then."""
-    connection = engine.connect()
+    try:
+        connection = engine.connect()
+    except sa.exc.SQLAlchemyError as error:
+        error.while_connecting = True  # type: ignore[attr-defined]
+        raise
     try:
         yield connection
     finally:
@@ -42,17 +46,6 @@ def connected(engine: sa.Engine) -> Iterator[sa.Connection]:
         except sa.exc.SQLAlchemyError:
             with suppress(sa.exc.SQLAlchemyError):
                 connection.close()  # without the transaction that could not be rolled back
-
-
-@contextmanager
-def aside(engine: sa.Engine) -> Iterator[Any]:
-    """Open a connection of the driver's beside the pool, which may have no other to give."""
-    pool = engine.pool.recreate()
-    try:
-        with closing(pool.connect()) as connection:
-            yield connection.driver_connection
-    finally:
-        pool.dispose()
 
 
 @contextmanager
@@ -117,6 +110,8 @@ class Dialect:
     verdicts: ClassVar[dict[Any, Verdict]] = {}
     """The codes that are known, or their first two letters, and what they mean."""
 
+    grants: ClassVar[bool] = True
+    """Whether its users have rights."""
     oldest: ClassVar[tuple[int, ...]] = ()
     """The oldest version of the database that is tried."""
 
@@ -276,9 +271,21 @@ class Dialect:
         """Build a JSON array in SQL; a null makes a null in it."""
         return sa.func.json_array(*items)
 
+    def partitions(self, connection: sa.Connection) -> Collection[str]:  # noqa: ARG002
+        """Return the names of tables that are parts of others, and have what those have."""
+        return ()
+
+    def sees_all(self, connection: sa.Connection) -> bool:  # noqa: ARG002
+        """Whether the catalogue shows also those tables to which the user has no right."""
+        return True
+
     def unsafe(self, connection: sa.Connection, tables: Sequence[Any]) -> Iterator[Finding]:  # noqa: ARG002
         """Yield what of the server, or of the tables, keeps no promise."""
         return iter(())
+
+    def name_of(self, table: Any) -> str:
+        """Return a table's name as it stands in SQL."""
+        return self.sqlalchemys.identifier_preparer.format_table(table)
 
     def code(self, said: Any) -> Any:
         """Return the driver's code of an error, which holds no value of a client; None where it has none."""
