@@ -1,5 +1,6 @@
 """The same steps for many clients: several in a transaction, and in a pipeline of the key-value store."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -14,10 +15,11 @@ from .errors import (
     MythicClientsError,
     StoreError,
 )
-from .model import Batch, Change, DeletionRecord, Outcome, Result, is_client_id
+from .model import Action, Batch, Change, DeletionRecord, Outcome, Result, is_client_id
 from .ports import BulkSteps, ClientRepository
 
 AT_ONCE = 500
+REPLAYED_AT_ONCE = 5000
 _T = TypeVar("_T")
 
 
@@ -67,6 +69,32 @@ class Many:
             for change in batch:
                 if change.client_id in taken.alone:
                     yield from self._one_if_there(change)
+
+    def replay(self, changes: Iterable[Change]) -> Iterator[Outcome]:
+        """Take again, in their order, what was done before; yield what came of each.
+
+        Where one could not be taken again, what came after it for that client is left, too.
+        """
+        stuck: set[str] = set()
+        for some in batches(changes, REPLAYED_AT_ONCE):
+            for layer in _layers(some):
+                for batch in batches(layer):
+                    rest = [change for change in batch if change.client_id not in stuck]
+                    for outcome in self._replayed(rest):
+                        if outcome.result is not Result.DONE:
+                            stuck.add(outcome.client_id)
+                        yield outcome
+
+    def _replayed(self, changes: Sequence[Change]) -> Iterator[Outcome]:
+        taken = self._record(changes)
+        done = self._finish(taken.records)
+        for change in changes:
+            if change.client_id in taken.held:
+                yield Outcome(change.client_id, Result.HELD)
+            elif change.client_id in taken.alone:
+                yield self._one(change)
+            else:
+                yield done[change.client_id]
 
     def _record(self, changes: Sequence[Change]) -> Batch:
         """Take step 1 for all, or for halves, where something forbids it for one of them."""
@@ -121,8 +149,19 @@ def _told(client_id: str, act: Callable[[], object]) -> Outcome:
     return Outcome(client_id)
 
 
-def batches(items: Iterable[_T]) -> Iterator[list[_T]]:
-    """Iterate over lists of the items, each of as many as are taken at once."""
+def _layers(changes: Iterable[Change]) -> Iterator[Sequence[Change]]:
+    """Part changes, so that a part has one action and each client once; the order of a client's is kept."""
+    layers: dict[tuple[int, Action], list[Change]] = {}
+    seen: Counter[str] = Counter()
+    for change in changes:
+        layers.setdefault((seen[change.client_id], change.action), []).append(change)
+        seen[change.client_id] += 1
+    for _, layer in sorted(layers.items()):
+        yield layer
+
+
+def batches(items: Iterable[_T], size: int = AT_ONCE) -> Iterator[list[_T]]:
+    """Iterate over lists of the items, each of so many."""
     every = iter(items)
-    while batch := list(islice(every, AT_ONCE)):
+    while batch := list(islice(every, size)):
         yield batch

@@ -266,6 +266,32 @@ class BulkSteps(Protocol):
         ...
 
 
+@runtime_checkable
+class Archive(Protocol):
+    """The ledger as a whole, to be kept elsewhere, and pruned. Every method raises RepositoryError."""
+
+    def records(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        """Return a page of the records, in the order in which they were made; the empty page is the last.
+
+        `since` leaves out those that were requested before. `after` is the last one of the page before.
+        """
+        ...
+
+    def lacking(self, records: Sequence[DeletionRecord]) -> Sequence[DeletionRecord]:
+        """Return those that are not there, told by client, action and `requested_at`, in their order."""
+        ...
+
+    def prune(
+        self, *, verified_before: datetime | None, kept: timedelta, after: int | None
+    ) -> tuple[int, int | None]:
+        """Delete some records that were verified at least `kept` ago, and before a time if one is given.
+
+        The newest record of a client that has a row stays. Return how many were deleted, and what to pass as
+        `after` for the next ones; None where there are none.
+        """
+        ...
+
+
 class Begun(NamedTuple):
     """Both steps, as far as they are taken by one call."""
 

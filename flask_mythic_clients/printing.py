@@ -149,6 +149,11 @@ class Counted:
         """Whether one has failed so far."""
         return bool(self._counts[Result.FAILED])
 
+    @property
+    def all_done(self) -> bool:
+        """Whether none but those done came so far."""
+        return set(self._counts) <= {Result.DONE}
+
     def counts(self, done: str) -> dict[str, int]:
         """Return how many; `done` is what was done."""
         names = {Result.DONE: done}

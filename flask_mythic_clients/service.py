@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from .errors import (
     MythicClientsError,
     RepositoryError,
 )
-from .many import Many
+from .many import REPLAYED_AT_ONCE, Many, batches
 from .model import (
     Action,
     Backlog,
@@ -40,7 +40,16 @@ from .model import (
     check_client_id,
     check_reason,
 )
-from .ports import Begun, BulkSteps, ClientRepository, KeyValueStore, QuickSteps, RememberingStore, Run
+from .ports import (
+    Archive,
+    Begun,
+    BulkSteps,
+    ClientRepository,
+    KeyValueStore,
+    QuickSteps,
+    RememberingStore,
+    Run,
+)
 from .repair import PageAfter, Repair, mark_name, pages
 
 logger = logging.getLogger(__package__)
@@ -182,6 +191,56 @@ class DeletionService:
                 for client_id in chosen
             )
 
+    def records(self, *, since: datetime | None = None) -> Iterator[DeletionRecord]:
+        """Iterate over the whole ledger, in the order in which its records were made; raises StoreError."""
+        archive, after = self._archive(), None
+        while page := archive.records(since=since, after=after):
+            yield from map(self._named, page)
+            after = page[-1]
+
+    def replay(self, records: Iterable[DeletionRecord]) -> Iterator[Outcome]:
+        """Take again, after a backup was restored, what the ledger lacks of these; yield what came of each.
+
+        Records are told by client, action and `requested_at`, and have to be in their order. Each is recorded
+        as it was, settled now, and its reason says that it was replayed. What is in the ledger is left: so a
+        second run changes nothing, and a client that was made anew after its removal is not touched.
+        Raises StoreError as `delete_each` does.
+        """
+        archive = self._archive()
+
+        def lacking() -> Iterator[Change]:
+            for some in batches(records, REPLAYED_AT_ONCE):
+                for record in archive.lacking(some):
+                    reason = "replayed" + (f": {record.reason}" if record.reason else "")
+                    given = (record.client_id, record.action, record.actor)
+                    yield Change(*given, reason=reason[:500], requested_at=record.requested_at)
+
+        yield from self._many().replay(lacking())
+
+    def forget(self, *, older_than: timedelta) -> Iterator[int]:
+        """Delete old records that are verified, page by page; yield how many. Raises StoreError.
+
+        Never one that the key-value store may have forgotten, so none where that has no mark yet; nor the
+        newest of a client that has a row.
+        """
+        archive, before = self._archive(), None
+        if isinstance(self._kv, RememberingStore):
+            mark = self._kv.read_mark(mark_name(self._repository, self._kind))
+            if mark is None:
+                return
+            before = mark.began
+        after: int | None = None
+        while True:
+            number, after = archive.prune(verified_before=before, kept=older_than, after=after)
+            if after is None:
+                return
+            yield number
+
+    def _archive(self) -> Archive:
+        if not isinstance(self._repository, Archive):
+            raise ConfigurationError("This repository does not give its ledger away as a whole.")
+        return self._repository
+
     def _expired(
         self, duration: timedelta, limit: int | None, include_unrecorded: bool
     ) -> Iterator[tuple[Sequence[str], Sequence[Outcome]]]:
@@ -202,6 +261,9 @@ class DeletionService:
 
     def _many(self) -> Many:
         def alone(change: Change) -> None:
+            if change.requested_at is not None:
+                self._replay_alone(change)
+                return
             given = (change.action, change.client_id, change.actor, change.reason)
             self._carry_out(*given, only_if_inactive=change.only_if_inactive)
 
@@ -212,6 +274,12 @@ class DeletionService:
             settle_one=lambda client_id: self._settle([client_id]),
             alone=alone,
         )
+
+    def _replay_alone(self, change: Change) -> None:
+        """Take again what is to be changed alone; it is recorded also where nothing is to be changed."""
+        if self._repository.record(change, self._entries) is None and isinstance(self._repository, BulkSteps):
+            self._repository.record_each([change], self._entries)
+        self._settle([change.client_id])
 
     def _settle_free(self, client_ids: Collection[str]) -> Collection[str]:
         """Settle those that nobody holds, but for those whose entries are refused; return who was settled."""
@@ -229,6 +297,13 @@ class DeletionService:
         """Iterate over the records the key-value store has not confirmed yet, oldest first."""
         for page in pages(self._repository.pending):
             yield from map(self._named, page)
+
+    def failed(self) -> Iterator[DeletionRecord]:
+        """Iterate over the records that a reconcile tried in vain, whether pending or to be verified."""
+        due = partial(self._repository.due, settled_for=self._verify_after)
+        for page_after in (self._repository.pending, due):
+            for page in pages(page_after):
+                yield from (self._named(record) for record in page if record.attempts)
 
     def backlog(self) -> Backlog:
         """Count what is pending, to be verified and failed; raises StoreError."""

@@ -11,6 +11,7 @@ from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from itertools import count
 from threading import Condition, Lock
 from types import SimpleNamespace
 from typing import Any
@@ -184,6 +185,7 @@ class MemoryRepository:
         self._changed = Condition()  # guards all below
         self._rows: dict[str, SimpleNamespace] = {}
         self._records: dict[int, DeletionRecord] = {}
+        self._ids = count(1)
         self._held: set[str] = set()
         self._rows_held: set[str] = set()  # by whom step 1 is kept waiting, too
         self._kept: set[str] = set()
@@ -207,7 +209,7 @@ class MemoryRepository:
             if not applies and change.requested_at is None:
                 return None
             record = DeletionRecord(
-                id=len(self._records) + 1,
+                id=next(self._ids),
                 client_id=change.client_id,
                 action=change.action,
                 actor=change.actor,
@@ -242,6 +244,39 @@ class MemoryRepository:
             ids = sorted(id for id, row in self._rows.items() if not row.status)
             ids = [id for id in ids if after is None or id > after.client_id][:_PAGE]
             return [Inactive(id, _expired(self._of([id]), until)) for id in ids]
+
+    def records(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.Archive.records`."""
+        with self._changed:
+            found = [record for record in self._records.values() if after is None or record.id > after.id]
+        return [record for record in found if since is None or record.requested_at >= since][:_PAGE]
+
+    def lacking(self, records: Sequence[DeletionRecord]) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.Archive.lacking`."""
+        with self._changed:
+            there = {(r.client_id, r.action, r.requested_at) for r in self._records.values()}
+        return [r for r in records if (r.client_id, r.action, r.requested_at) not in there]
+
+    def prune(
+        self, *, verified_before: datetime | None, kept: timedelta, after: int | None
+    ) -> tuple[int, int | None]:
+        """Fulfil `ports.Archive.prune`, all at once."""
+        with self._changed:
+            until = self._clock() - kept
+            newest = {record.client_id: record.id for record in self._records.values()}
+            old = [
+                record.id
+                for record in self._records.values()
+                if record.verified_at is not None
+                and record.verified_at <= until
+                and (verified_before is None or record.verified_at < verified_before)
+                and not (record.client_id in self._rows and newest[record.client_id] == record.id)
+            ]
+            if after is not None or not old:
+                return 0, None
+            for id in old:
+                del self._records[id]
+            return len(old), old[-1]
 
     def make_durable(self) -> None:
         """Fulfil `ports.DeletionSteps.make_durable`: nothing here survives anything."""

@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -662,6 +663,42 @@ class TestReading:
             assert "500" in result.stderr
             assert "\x1b" not in result.stderr
         assert _status(host) is True
+
+    def test_a_receipt_tells_what_can_be_proven_of_a_removal(self, host: Host) -> None:
+        _run(host, "delete", "acme")
+        none = _run(host, "history", "acme", "--receipt")
+        assert (none.exit_code, none.stdout) == (REFUSED, "")
+        assert "no removal for good" in none.stderr
+        _run(host, "delete", "--hard", "--yes", "acme", "--actor", "ada", "--reason", "Art. 17")
+        result = _run(host, "history", "acme", "--receipt", "--json")
+        (told,) = json.loads(result.stdout)
+        assert result.exit_code == DONE
+        assert (told["client"], told["removed_by"], told["reason"]) == ("acme", "ada", "Art. 17")
+        assert told["asked_for"] <= told["confirmed_by_both_stores"]
+        assert told["verified"] is None
+        assert told["entries"] == 2
+        assert told["sha256_of_their_names"] == [sha256(key.encode()).hexdigest() for key in KEYS]
+        people = _run(host, "history", "acme", "--receipt").stdout
+        assert "removed by: ada" in people
+        assert "pk-acme" not in people
+
+    def test_what_is_pending_is_told_with_what_was_in_its_way(
+        self, host: Host, gate: Gate, store: MemoryStore
+    ) -> None:
+        gate.closed = True
+        _run(host, "delete", "acme")
+        (told,) = json.loads(_run(host, "pending", "--json").stdout)
+        assert list(told) == ["id", "action", "requested_at", "settled_at", "attempts", "last_error"]
+        assert (told["id"], told["attempts"], told["settled_at"]) == ("acme", 0, None)
+        assert json.loads(_run(host, "pending", "--failed", "--json").stdout) == []
+        gate.closed = False
+        store.refuse("client:acme")
+        assert _run(host, "reconcile").exit_code == REFUSED
+        failed = _run(host, "pending", "--failed")
+        assert failed.exit_code == DONE
+        names, line = failed.stdout.splitlines()
+        assert names.split("\t")[4] == "attempts"
+        assert line.split("\t")[4] == "1"
 
     def test_the_history_of_an_impossible_id_is_refused(self, host: Host) -> None:
         assert _run(host, "history", "no.id").exit_code == REFUSED

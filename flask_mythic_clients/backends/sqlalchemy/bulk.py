@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ from .rows import ClientRows
 from .transactions import UndecidedError
 
 _PAGE = 500
+_PRUNED = 5000
 
 
 class Bulk:
@@ -198,3 +199,38 @@ def _recorded_since(
     # Where that is no soft delete, somebody else has made it inactive since.
     query = sa.select(c.client_id, expired).where(c.id.in_(newest), c.action == Action.SOFT.value)
     return {id: bool(old) for id, old in connection.execute(query, {"of_client_ids": client_ids})}
+
+
+def prune(
+    connection: sa.Connection,
+    dialect: Dialect,
+    *,
+    rows: ClientRows,
+    ledger: sa.Table,
+    verified_before: datetime | None,
+    kept: timedelta,
+    after: int | None,
+) -> tuple[int, int | None]:
+    """Fulfil `ports.Archive.prune`."""
+    dialect.lock(connection, ledger)
+    c = ledger.c
+    old = sa.select(c.id, c.client_id).where(c.verified_at <= dialect.ago(kept)).order_by(c.id).limit(_PRUNED)
+    if verified_before is not None:
+        old = old.where(c.verified_at < verified_before)
+    if after is not None:
+        old = old.where(c.id > after)
+    found = connection.execute(old).all()
+    if not found:
+        return 0, None
+    client_ids = list({client_id for _, client_id in found})
+    of_these = dialect.among(c.client_id, "of_client_ids")
+    newest = sa.select(sa.func.max(c.id)).where(of_these).group_by(c.client_id)
+    last = set(connection.scalars(newest, {"of_client_ids": client_ids}))
+    keys = rows.keys_of({client_id for id, client_id in found if id in last}, dialect)
+    there = sa.select(rows.id).where(rows.named_by_keys(dialect))
+    living = {rows.id_of(id) for id in connection.scalars(there, {"of_keys": [*keys.values()]})}
+    ids = [id for id, client_id in found if not (id in last and client_id in living)]
+    deleted = sa.delete(ledger).where(dialect.among(c.id, "of_ids"), dialect.step_2)
+    if ids:
+        connection.execute(deleted, {"of_ids": ids})
+    return len(ids), found[-1].id

@@ -1,7 +1,7 @@
 """The ledger table, and what is read from it."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -220,6 +220,36 @@ class Ledger:
             of_id = sa.update(self.table).where(c.id == sa.bindparam("of_id"), self._keyed, dialect.step_2)
             connection.execute(of_id.values(digested_at=dialect.now), digests)
         return len(digests)
+
+    def every(
+        self,
+        connection: sa.Connection,
+        dialect: Dialect,
+        since: datetime | None,
+        after: DeletionRecord | None,
+    ) -> list[DeletionRecord]:
+        """Fulfil `ports.Archive.records`."""
+        c = self.table.c
+        query = sa.select(self.table).order_by(c.id).limit(_PAGE)
+        if since is not None:
+            query = query.where(c.requested_at >= since)
+        if after is not None:
+            query = query.where(c.id > after.id)
+        return _records(dialect, connection.execute(query))
+
+    def lacking(
+        self, connection: sa.Connection, dialect: Dialect, records: Sequence[DeletionRecord]
+    ) -> list[DeletionRecord]:
+        """Fulfil `ports.Archive.lacking`."""
+        c = self.table.c
+        named, of_clients = self._named(dialect, {record.client_id for record in records})
+        query = sa.select(c.client_id, c.action, c.requested_at).where(named)
+        there = {(id, action, dialect.aware(at)) for id, action, at in connection.execute(query, of_clients)}
+        return [
+            record
+            for record in records
+            if (record.client_id, record.action, record.requested_at) not in there
+        ]
 
     def has_forgotten(self, connection: sa.Connection, dialect: Dialect, since: datetime) -> bool:  # noqa: ARG002
         """Fulfil `ports.DeletionLedger.has_forgotten`."""

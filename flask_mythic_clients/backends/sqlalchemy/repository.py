@@ -28,7 +28,7 @@ from ...model import (
 )
 from ...ports import Begun
 from .both_steps import BothSteps
-from .bulk import Bulk, inactive
+from .bulk import Bulk, inactive, prune
 from .cascades import Cascades
 from .check import Check
 from .dialects import Dialect, Verdict, dialect_of
@@ -169,6 +169,21 @@ class SQLAlchemyRepository:
         """Fulfil `ports.BulkSteps.inactive`."""
         query = partial(inactive, rows=self._rows, ledger=self._ledger.table)
         return self._transactions().ask(partial(query, for_at_least=for_at_least, after=after))
+
+    def records(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.Archive.records`."""
+        return self._transactions().ask(partial(self._ledger.every, since=since, after=after))
+
+    def lacking(self, records: Sequence[DeletionRecord]) -> Sequence[DeletionRecord]:
+        """Fulfil `ports.Archive.lacking`."""
+        return self._transactions().ask(partial(self._ledger.lacking, records=records))
+
+    def prune(
+        self, *, verified_before: datetime | None, kept: timedelta, after: int | None
+    ) -> tuple[int, int | None]:
+        """Fulfil `ports.Archive.prune`."""
+        step = partial(prune, rows=self._rows, ledger=self._ledger.table, verified_before=verified_before)
+        return self._transactions().ask(partial(step, kept=kept, after=after))
 
     def make_durable(self) -> None:
         """Fulfil `ports.DeletionSteps.make_durable`."""

@@ -1,0 +1,199 @@
+"""The commands for many clients, and for the ledger as a whole."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import IO, Any
+
+import click
+from flask.cli import AppGroup
+
+from .config import commands
+from .model import Action, DeletionRecord, Outcome, Result, is_client_id
+from .options import (
+    REFUSED,
+    Time,
+    actor_option,
+    as_json_option,
+    exit_codes,
+    older_than_option,
+    reason_option,
+    user,
+)
+from .printing import Counted, print_json, text
+from .service import DeletionService
+
+
+def add_many(group: AppGroup, service: DeletionService) -> None:
+    """Add the commands."""
+    _add_purge(group, service)
+    _add_export(group, service)
+    _add_replay(group, service)
+    _add_forget(group, service)
+
+
+def _add_purge(group: AppGroup, service: DeletionService) -> None:
+    @group.command("purge")
+    @older_than_option
+    @click.option("--limit", type=click.IntRange(min=1), help="Try so many at the most.")
+    @click.option(
+        "--include-unrecorded", is_flag=True, help="Take those, too, that something else has made inactive."
+    )
+    @click.option("--dry-run", is_flag=True, help="Print the ids of those that would be removed.")
+    @actor_option
+    @reason_option
+    @as_json_option
+    def purge_command(
+        older_than: timedelta,
+        limit: int | None,
+        include_unrecorded: bool,
+        dry_run: bool,
+        actor: str | None,
+        reason: str | None,
+        as_json: bool,
+    ) -> None:
+        """Remove for good the clients that were soft-deleted long ago.
+
+        One that cannot go is named with its cause, and the rest goes on; the exit code is 1 then. It may be
+        stopped, and run again, at any time, and on several machines at once.
+        """
+        chosen: Any = {"limit": limit, "include_unrecorded": include_unrecorded}
+        if dry_run:
+            purged = Counted(service.would_purge(older_than=older_than, **chosen))
+        else:
+            purged = Counted(
+                service.purge(older_than=older_than, actor=actor or user(), reason=reason, **chosen)
+            )
+        with _summed_up(lambda: purged.counts("would_remove" if dry_run else "removed"), as_json):
+            for outcome in purged:
+                if outcome.result is Result.FAILED:
+                    click.echo(f"{outcome.client_id}: {outcome.cause}", err=True)
+                elif dry_run and outcome.result is Result.DONE and not as_json:
+                    click.echo(outcome.client_id)
+        _fail_if(purged.failed)
+
+
+def delete_each(outcomes: Iterable[Outcome], length: int, as_json: bool) -> None:
+    """Print what comes of each, and how many; fail where one has failed."""
+    counted, told = Counted(outcomes, length), list[dict[str, Any]]()
+    with _summed_up(lambda: {**counted.counts("done"), **({"results": told} if as_json else {})}, as_json):
+        for outcome in counted:
+            if as_json:
+                told.append(dataclasses.asdict(outcome))
+            else:
+                click.echo("\t".join(text(each) for each in dataclasses.astuple(outcome) if each is not None))
+    _fail_if(counted.failed)
+
+
+@contextmanager
+def _summed_up(summary: Callable[[], Mapping[str, Any]], as_json: bool) -> Iterator[None]:
+    """Print the summary at the end; also where it is stopped, by hand or by a store that is away."""
+    try:
+        with exit_codes():
+            yield
+    except KeyboardInterrupt:
+        click.echo("Stopped. The same again goes on, and `reconcile` finishes what is pending.", err=True)
+        raise click.exceptions.Exit(REFUSED) from None
+    finally:
+        if as_json:
+            print_json(summary())
+        else:
+            counts = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in summary().items())
+            click.echo(counts, err=True)
+
+
+def _fail_if(failed: bool) -> None:
+    if failed:
+        raise click.exceptions.Exit(REFUSED)
+
+
+def _add_export(group: AppGroup, service: DeletionService) -> None:
+    @group.command("export")
+    @click.option("--since", type=Time(), help="Leave out what was asked for before that time.")
+    def export_command(since: datetime | None) -> None:
+        """Print the deletion records, a JSON object a line, to be kept outside of the database.
+
+        In place of the keys of entries they have digests. After a backup was restored, `replay` takes them.
+        """
+        with exit_codes():
+            for record in service.records(since=since):
+                click.echo(json.dumps(_exported(record)))
+
+
+def _add_replay(group: AppGroup, service: DeletionService) -> None:
+    @group.command("replay")
+    @click.argument("file", type=click.File())
+    @as_json_option
+    def replay_command(file: IO[str], as_json: bool) -> None:
+        """Take again, after a backup was restored, the deletions of FILE that the ledger lacks.
+
+        FILE is what `export` has printed, - is stdin. A second run changes nothing.
+        """
+        if file.seekable():
+            for _ in _imported(file, group.name or ""):
+                pass  # so that nothing is done by half of a file that is broken
+            file.seek(0)
+        replayed = Counted(service.replay(_imported(file, group.name or "")))
+        with _summed_up(lambda: replayed.counts("replayed"), as_json):
+            for outcome in replayed:
+                if outcome.result is not Result.DONE:
+                    click.echo(f"{outcome.client_id}: {outcome.cause or outcome.result}", err=True)
+        _fail_if(not replayed.all_done)
+
+
+def _add_forget(group: AppGroup, service: DeletionService) -> None:
+    @group.command("forget")
+    @older_than_option
+    @as_json_option
+    def forget_command(older_than: timedelta, as_json: bool) -> None:
+        """Delete the deletion records that were verified long ago.
+
+        The newest one of a client that has a row stays, and what the key-value store may have forgotten.
+        """
+        number = 0
+        with _summed_up(lambda: {"forgotten": number}, as_json):
+            for deleted in service.forget(older_than=older_than):
+                number += deleted
+
+
+def _exported(record: DeletionRecord) -> dict[str, Any]:
+    told = dataclasses.asdict(record)
+    for name in ("id", "kv_keys", "attempts", "last_error"):
+        del told[name]
+    digests = [sha256(key.encode()).hexdigest() for key in record.kv_keys] or record.kv_digests
+    times = {name: value.isoformat() for name, value in told.items() if isinstance(value, datetime)}
+    return {**told, **times, "kv_digests": list(digests)}
+
+
+def _imported(lines: Iterable[str], commands: str) -> Iterator[DeletionRecord]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield _record(json.loads(line), commands)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            wrong = (
+                f"{error}"
+                if isinstance(error, _OtherKindError)
+                else "it is no record that `export` has printed."
+            )
+            raise click.UsageError(f"Line {number}: {wrong}") from error
+
+
+class _OtherKindError(ValueError):
+    """It is of another kind of client."""
+
+
+def _record(told: Mapping[str, Any], group: str) -> DeletionRecord:
+    if commands(told["kind"]) != group:
+        raise _OtherKindError(f"it is of {told['kind']}: give it to `flask {commands(told['kind'])} replay`.")
+    at = datetime.fromisoformat(told["requested_at"])
+    if not is_client_id(told["client_id"]) or at.tzinfo is None or not isinstance(told["actor"], str):
+        raise ValueError
+    reason = told.get("reason")
+    if not isinstance(reason, (str, type(None))):
+        raise TypeError
+    return DeletionRecord(0, told["client_id"], Action(told["action"]), told["actor"], (), at, reason=reason)
