@@ -20,11 +20,12 @@ import pytest
 
 # Before the contracts are imported, or their assertions would fail without showing the values.
 _CONTRACTS = [
-    *("fixtures", "recording", "settling", "verifying", "repairing", "reading", "quick", "bulk"),
+    *("fixtures", "recording", "settling", "verifying", "repairing", "reading", "quick", "bulk", "archive"),
     *("key_value_store", "remembering", "leasing"),
 ]
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACTS))
 
+from .archive import ArchiveContract  # noqa: E402 - see above
 from .bulk import BulkStepsContract  # noqa: E402 - see above
 from .fixtures import AddClient, KeepRows, LetTimePass  # noqa: E402 - see above
 from .key_value_store import KeyValueStoreContract, RawStore  # noqa: E402 - see above
@@ -35,6 +36,7 @@ from .repository import ClientRepositoryContract  # noqa: E402 - see above
 
 __all__ = [
     "AddClient",
+    "ArchiveContract",
     "BulkStepsContract",
     "ClientRepositoryContract",
     "KeepRows",

@@ -17,6 +17,7 @@ from flask_mythic_clients.model import Action
 from flask_mythic_clients.ports import ClientRepository
 from flask_mythic_clients.testing import (
     AddClient,
+    ArchiveContract,
     BulkStepsContract,
     ClientRepositoryContract,
     KeepRows,
@@ -27,7 +28,7 @@ from flask_mythic_clients.testing.fixtures import RepositoryFixtures
 from tests.hosts import Host, make_host
 
 
-class TestMemoryRepository(ClientRepositoryContract, BulkStepsContract):
+class TestMemoryRepository(ClientRepositoryContract, BulkStepsContract, ArchiveContract):
     """In this process."""
 
     @pytest.fixture
@@ -206,8 +207,8 @@ class TestOurColumns(SQLAlchemyContract):
         return Client
 
 
-class TestBulkSteps(SQLAlchemyFixtures, BulkStepsContract):
-    """Many at once, on our own columns."""
+class TestBulkSteps(SQLAlchemyFixtures, BulkStepsContract, ArchiveContract):
+    """Many at once, and the ledger as a whole, on our own columns."""
 
     make_model = TestOurColumns.make_model
 
@@ -245,7 +246,7 @@ class TestColumnsOfTheHosts(SQLAlchemyContract):
         return add
 
 
-class TestBulkStepsOnColumnsOfTheHosts(SQLAlchemyFixtures, BulkStepsContract):
+class TestBulkStepsOnColumnsOfTheHosts(SQLAlchemyFixtures, BulkStepsContract, ArchiveContract):
     """Many at once, on columns of the host's."""
 
     columns: ClassVar[dict[str, str]] = TestColumnsOfTheHosts.columns
