@@ -10,7 +10,7 @@ ALONE = $(patsubst %,tests/campaigns/test_%.py,backlog crowds outages_database o
 LATER_PYTHONS = 3.12 3.13 3.14
 
 .DEFAULT_GOAL := help
-CAMPAIGNS = interleavings kills outages failover crowds backlog stateful hostile-input keys-under-attack
+CAMPAIGNS = interleavings kills purges outages failover crowds backlog stateful hostile-input keys-under-attack
 .PHONY: help run test quick test-lowest test-pythons check clean mutation bench
 .PHONY: $(CAMPAIGNS:%=campaign-%) $(LATER_PYTHONS:%=test-python-%)
 
@@ -51,6 +51,7 @@ $(LATER_PYTHONS:%=test-python-%): test-python-%:
 
 campaign-interleavings: ## Every interleaving of two and three operations, with every fault (SIZE=3)
 campaign-kills: ## kill -9 at every named moment, and at random ones under load (SIZE=1000)
+campaign-purges: ## Purges killed in their middle, and four at once (SIZE=100000)
 campaign-outages: ## Both stores away, slow, hung and cut off (SIZE=60, in seconds)
 campaign-failover: ## PostgreSQL's primary killed under load, its standby promoted (SIZE=100)
 campaign-crowds: ## 64 equal requests at once, four reconciles at once (SIZE=1000)

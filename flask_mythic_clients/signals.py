@@ -32,7 +32,7 @@ _OF_ACTION = {
 def announce(app: Flask, kind: str, record: DeletionRecord) -> None:
     """Send the signal of a settled record."""
     signal = _OF_ACTION[record.action]
-    if signal.is_muted:
+    if signal.is_muted or not signal.receivers:
         return
     record = replace(record, kind=kind)
     # Not `Signal.send`: that lets a receiver's exception through, and turns a finished delete into a 500.
