@@ -67,7 +67,8 @@ def _add_purge(group: AppGroup, service: DeletionService) -> None:
             purged = Counted(
                 service.purge(older_than=older_than, actor=actor or user(), reason=reason, **chosen)
             )
-        with _summed_up(lambda: purged.counts("would_remove" if dry_run else "removed"), as_json):
+        done = "would_remove" if dry_run else "removed"
+        with _summed_up(lambda: purged.counts(done), as_json, beside_data=dry_run):
             for outcome in purged:
                 if outcome.result is Result.FAILED:
                     click.echo(f"{outcome.client_id}: {outcome.cause}", err=True)
@@ -79,7 +80,8 @@ def _add_purge(group: AppGroup, service: DeletionService) -> None:
 def delete_each(outcomes: Iterable[Outcome], length: int, as_json: bool) -> None:
     """Print what comes of each, and how many; fail where one has failed."""
     counted, told = Counted(outcomes, length), list[dict[str, Any]]()
-    with _summed_up(lambda: {**counted.counts("done"), **({"results": told} if as_json else {})}, as_json):
+    results = {"results": told} if as_json else {}
+    with _summed_up(lambda: {**counted.counts("done"), **results}, as_json, beside_data=True):
         for outcome in counted:
             if as_json:
                 told.append(dataclasses.asdict(outcome))
@@ -89,8 +91,13 @@ def delete_each(outcomes: Iterable[Outcome], length: int, as_json: bool) -> None
 
 
 @contextmanager
-def _summed_up(summary: Callable[[], Mapping[str, Any]], as_json: bool) -> Iterator[None]:
-    """Print the summary at the end; also where it is stopped, by hand or by a store that is away."""
+def _summed_up(
+    summary: Callable[[], Mapping[str, Any]], as_json: bool, *, beside_data: bool = False
+) -> Iterator[None]:
+    """Print the summary at the end; also where it is stopped, by hand or by a store that is away.
+
+    It goes to stdout, unless that has other data.
+    """
     try:
         with exit_codes():
             yield
@@ -102,7 +109,7 @@ def _summed_up(summary: Callable[[], Mapping[str, Any]], as_json: bool) -> Itera
             print_json(summary())
         else:
             counts = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in summary().items())
-            click.echo(counts, err=True)
+            click.echo(counts, err=beside_data)
 
 
 def _fail_if(failed: bool) -> None:

@@ -26,9 +26,10 @@ def _purge(served: Served) -> "dict[str, int]":
 @pytest.fixture
 def soft_deleted(eyes: Eyes, size: Callable[[int], int]) -> list[str]:
     """Clients whose soft delete is old, of two kinds of status; and one that is active."""
-    ids = [f"gone-{number}" for number in range(size(3000))]
+    ids = [f"gone-{number}" for number in range(size(5000))]
     old = datetime.now(UTC) - timedelta(days=1)
-    eyes.leave(ids, "soft", settled_at=old, verified_at=old)
+    for at in range(0, len(ids), 10_000):
+        eyes.leave(ids[at : at + 10_000], "soft", settled_at=old, verified_at=old)
     eyes.add(["active"])
     return ids
 

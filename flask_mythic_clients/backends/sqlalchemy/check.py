@@ -103,9 +103,10 @@ class Check:
                 self._try(partial(Session.execute, statement=statement))
             except RefusedError as refused:
                 problem = f"The database does not let its user {what} ({refused.__cause__})."
-                fix = "Look for a trigger, a rule or a broken foreign key there."
-                if dialect.grants:
-                    fix = f"GRANT {right} ON {dialect.name_of(table)} TO that user. Or else l{fix[1:]}"
+                grant = (
+                    f"GRANT {right} ON {dialect.name_of(table)} TO that user; or l" if dialect.grants else "L"
+                )
+                fix = f"{grant}ook for a trigger, a rule or a broken foreign key there."
                 yield Finding(f"{table}", problem, fix)
 
 

@@ -93,13 +93,14 @@ class Loose:
             columns: Any = inspector.get_multi_columns(schema=schema)
             going = _going_along(keys, clients)
             for (_, table), of_table in sorted(columns.items(), key=lambda item: item[0][1]):
-                there = {column["name"]: column for column in of_table}
+                there = {column["name"].casefold(): column for column in of_table}
                 if _LEDGERS.issubset(there) or table in partitions:
                     continue
                 foreign = set(_covered(keys.get((schema, table), ()), there, clients))
-                for name, column in there.items():
+                for folded, column in there.items():
+                    name = column["name"]
                     rank = _rank(name, names)
-                    if not rank or name in foreign or {(table, name)} & (own | looked_after):
+                    if not rank or folded in foreign or {(table, name)} & (own | looked_after):
                         continue
                     fits = self._is_of_type(column["type"])
                     if table in clients and (not fits or _is_alone_unique(inspector, table, schema, name)):
@@ -175,9 +176,13 @@ def _rank(column: str, names: Collection[str]) -> int:
 def _covered(keys: Iterable[Any], columns: Mapping[str, Any], clients: Collection[str]) -> Iterator[str]:
     """Yield the columns that a foreign key looks after: one with a null in it looks after nothing."""
     for key in keys:
-        for name in key["constrained_columns"]:
-            others = set(key["constrained_columns"]) - {name}
-            if key["referred_table"] in clients or not any(columns[each]["nullable"] for each in others):
+        own = {
+            name.casefold() for name in key["constrained_columns"]
+        }  # SQLite gives them as they were written
+        for name in own:
+            if key["referred_table"] in clients or not any(
+                columns[each]["nullable"] for each in own - {name}
+            ):
                 yield name
 
 
