@@ -5,7 +5,7 @@ Data goes to stdout, messages to stderr. Exit codes: 0 done · 1 refused, or som
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
@@ -239,6 +239,33 @@ def _add_reading(group: AppGroup, service: DeletionService) -> None:
             clients = (client for client in service.clients() if not (inactive and client.active))
             print_rows(({"id": client.id, "status": client.active} for client in clients), as_json)
 
+    @group.command("show")
+    @click.argument("client_id", metavar="ID")
+    @show_keys_option
+    @as_json_option
+    @click.pass_context
+    def show_command(context: click.Context, client_id: str, show_keys: bool, as_json: bool) -> None:
+        """Print what is known of a client, also of one that is gone: its status, entries and records."""
+        with exit_codes():
+            shown = service.show(client_id)
+        keys_shown = keys(tuple(entry.key for entry in shown.entries), show_keys)
+        entries = [
+            {"key": key, "there": entry.there, "in_line": entry.in_line}
+            for key, entry in zip(keys_shown, shown.entries, strict=True)
+        ]
+        records = [replace(each, kv_keys=keys(each.kv_keys, show_keys)) for each in shown.records]
+        told = {
+            "id": client_id,
+            "status": shown.client and shown.client.active,
+            "entries": entries,
+            "records": list(map(dataclasses.asdict, records)),
+        }
+        if as_json:
+            print_json(told)
+        else:
+            _print_shown(told)
+        context.exit(0 if shown.client or records else REFUSED)
+
     @group.command("pending")
     @click.option(
         "--failed", is_flag=True, help="Print those that reconcile tried in vain, the unverified too."
@@ -280,6 +307,17 @@ class _ToldError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print nothing."""
+
+
+def _print_shown(told: Mapping[str, Any]) -> None:
+    status = {None: "has no row", True: "active", False: "inactive"}[told["status"]]
+    click.echo(f"client {text(told['id'])}: {status}")
+    there = {None: "nobody can tell", True: "there", False: "not there"}
+    in_line = {None: "", True: ", in line", False: ", NOT in line with the row"}
+    for entry in told["entries"]:
+        click.echo(f"  entry {text(entry['key'])}: {there[entry['there']]}{in_line[entry['in_line']]}")
+    click.echo(f"records: {len(told['records'])}")
+    print_rows(told["records"], as_json=False)
 
 
 def _print_receipts(client_id: str, records: Sequence[DeletionRecord], as_json: bool) -> None:

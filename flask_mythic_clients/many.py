@@ -94,7 +94,7 @@ class Many:
             elif change.client_id in taken.alone:
                 yield self._one(change)
             else:
-                yield done[change.client_id]
+                yield done.get(change.client_id, Outcome(change.client_id))
 
     def _record(self, changes: Sequence[Change]) -> Batch:
         """Take step 1 for all, or for halves, where something forbids it for one of them."""

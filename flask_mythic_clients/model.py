@@ -295,6 +295,25 @@ class Reconciliation:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of a client; each is None where it is not known."""
+
+    key: str = field(repr=False)
+    there: bool | None
+    in_line: bool | None
+    """Whether it agrees with the row as that is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is known of a client: its row, if it has one, its entries, and its records, oldest first."""
+
+    client: Client | None
+    entries: tuple[Entry, ...]
+    records: tuple[DeletionRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What is wrong with a deployment, where, and what mends it; told without a client's keys and values."""
 

@@ -71,6 +71,18 @@ class RememberingStore(KeyValueStore, Protocol):
 
 
 @runtime_checkable
+class ReadableStore(KeyValueStore, Protocol):
+    """A key-value store of which the entries can be looked at."""
+
+    def read(self, keys: Collection[str]) -> Mapping[str, bytes | None]:
+        """Return key → value of the entries that are there; None for one that is no text, such as a hash.
+
+        Raises KeyValueStoreError, also where it refuses to tell of one.
+        """
+        ...
+
+
+@runtime_checkable
 class CheckedStore(KeyValueStore, Protocol):
     """A key-value store that can be looked at before it is relied on."""
 

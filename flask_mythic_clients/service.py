@@ -28,6 +28,7 @@ from .model import (
     Change,
     Client,
     DeletionRecord,
+    Entry,
     Finding,
     HardDelete,
     Health,
@@ -36,6 +37,7 @@ from .model import (
     Preview,
     Reconciliation,
     Result,
+    Shown,
     SoftDeleteEntries,
     check_client_id,
     check_reason,
@@ -47,6 +49,7 @@ from .ports import (
     ClientRepository,
     KeyValueStore,
     QuickSteps,
+    ReadableStore,
     RememberingStore,
     Run,
 )
@@ -335,6 +338,33 @@ class DeletionService:
         check_client_id(client_id)
         return list(map(self._named, self._repository.history(client_id)))
 
+    def show(self, client_id: str) -> Shown:
+        """Return what is known of a client, also of one that is gone; its row is held meanwhile.
+
+        Of a key-value store that cannot be read it is not known which entries are there; nor whether one is
+        in line whose value nobody knows.
+        Raises InvalidClientIdError, StoreError.
+        """
+        check_client_id(client_id)
+        records = self.history(client_id)
+        with self._repository.hold([client_id]) as holding:
+            client = holding.clients.get(client_id)
+            owned = dict(self._entries(client)) if client else {}
+            keys = dict.fromkeys([*owned, *(key for record in records for key in record.kv_keys)])
+            found = self._kv.read(list(keys)) if isinstance(self._kv, ReadableStore) else None
+        removes = self.soft_delete_entries is SoftDeleteEntries.REMOVE
+        stays = client is not None and (client.active or not removes)
+        entries = []
+        for key in keys:
+            there = None if found is None else key in found
+            in_line: bool | None = None
+            if there is not None and not (stays and key in owned):
+                in_line = not there
+            elif there is not None and (value := owned[key]) is not None:
+                in_line = not there or (found or {}).get(key) == _bytes(value)
+            entries.append(Entry(key, there, in_line))
+        return Shown(client, tuple(entries), tuple(records))
+
     def clients(self) -> Iterable[Client]:
         """Return all clients in the order of their ids."""
         return self._repository.clients()
@@ -589,6 +619,10 @@ class _Swept:
 
     def __add__(self, other: "_Swept") -> "_Swept":
         return _Swept(self.records + other.records, self.left | other.left)
+
+
+def _bytes(value: Value) -> bytes:
+    return value.encode() if isinstance(value, str) else value
 
 
 _GUARD_MESSAGES = {

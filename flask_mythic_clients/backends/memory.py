@@ -75,6 +75,11 @@ class MemoryStore:
         value = self.get(key)
         return value.encode() if isinstance(value, str) else value
 
+    def read(self, keys: Collection[str]) -> dict[str, bytes | None]:
+        """Fulfil `ports.ReadableStore.read`."""
+        found = {key: self.find(key) for key in keys}
+        return {key: value for key, value in found.items() if value is not None}
+
     def lease(self, key: str) -> str | None:
         """Fulfil `leases.Leases.lease`."""
         with self._lock:

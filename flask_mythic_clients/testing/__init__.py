@@ -21,7 +21,7 @@ import pytest
 # Before the contracts are imported, or their assertions would fail without showing the values.
 _CONTRACTS = [
     *("fixtures", "recording", "settling", "verifying", "repairing", "reading", "quick", "bulk", "archive"),
-    *("key_value_store", "remembering", "leasing"),
+    *("key_value_store", "remembering", "leasing", "readable"),
 ]
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACTS))
 
@@ -31,6 +31,7 @@ from .fixtures import AddClient, KeepRows, LetTimePass  # noqa: E402 - see above
 from .key_value_store import KeyValueStoreContract, RawStore  # noqa: E402 - see above
 from .leasing import ReadThroughContract, ReadThroughStore  # noqa: E402 - see above
 from .quick import QuickStepsContract  # noqa: E402 - see above
+from .readable import ReadableStoreContract  # noqa: E402 - see above
 from .remembering import RememberingStoreContract  # noqa: E402 - see above
 from .repository import ClientRepositoryContract  # noqa: E402 - see above
 
@@ -46,5 +47,6 @@ __all__ = [
     "RawStore",
     "ReadThroughContract",
     "ReadThroughStore",
+    "ReadableStoreContract",
     "RememberingStoreContract",
 ]

@@ -13,6 +13,7 @@ from flask_mythic_clients.model import Mark
 from flask_mythic_clients.ports import KeyValueStore
 from flask_mythic_clients.testing import (
     KeyValueStoreContract,
+    ReadableStoreContract,
     ReadThroughContract,
     RememberingStoreContract,
 )
@@ -24,7 +25,9 @@ _NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 _MARK = Mark(_NOON, _NOON)
 
 
-class OurStoreContract(KeyValueStoreContract, RememberingStoreContract, ReadThroughContract):
+class OurStoreContract(
+    KeyValueStoreContract, RememberingStoreContract, ReadThroughContract, ReadableStoreContract
+):
     """The contracts for one kind of store of ours."""
 
     kind: str

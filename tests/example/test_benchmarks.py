@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks import counting, scenarios, tables
+from benchmarks import counting, many, scenarios, tables
 from benchmarks.contestants import ALL, Contestant
 from benchmarks.contestants.settings import Settings
 from benchmarks.figures import ratios
@@ -70,6 +70,18 @@ def test_the_proxy_counts_a_burst_and_its_answer_once_and_delays_it_once() -> No
                 far.sendall(b"answer")
                 assert near.recv(100) == b"answer"
             assert proxy.round_trips() == 2
+
+
+@pytest.mark.server
+def test_of_many_each_is_removed_replayed_and_forgotten(stores: Stores) -> None:
+    bench = many.Bench(stores.create_database("many_of_a_test"), stores.redis.url, 1_100)
+    try:
+        done = list(many._round(bench, 0))
+    finally:
+        bench.engine.dispose()
+    assert [(each.name, each.left) for each in done] == [
+        (name, 0) for name in ("loop over the ORM", "bare SQL", "purge", "replay", "forget")
+    ]
 
 
 def test_a_ratio_is_taken_within_a_round() -> None:

@@ -269,6 +269,45 @@ class TestPurge:
         assert purge(host) == {"old": Result.DONE}
         assert {row.id for row in host.rows()} == entries(store) == {"young", "active"}
 
+    def test_of_a_model_of_two_tables_the_right_ones_go(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        db = SQLAlchemy()
+        columns = {"id": mapped_column(sa.String(40), primary_key=True), "kind": mapped_column(sa.String(40))}
+        told = {"polymorphic_on": "kind", "polymorphic_identity": "party"}
+        party = type("Party", (db.Model,), {"__tablename__": "parties", **columns, "__mapper_args__": told})
+        key = mapped_column(sa.ForeignKey("parties.id"), primary_key=True)
+        own = {"id": key, "status": mapped_column(sa.Boolean), "__tablename__": "clients"}
+        told = {"polymorphic_identity": "client"}
+        host = mount(db=db, model=type("Client", (party,), {**own, "__mapper_args__": told}))
+        for number in range(30):
+            host.add(id=f"c{number}", status=True)
+        asked = [f"c{number}" for number in range(20)]
+        assert delete_each(host, *asked, hard=False) == dict.fromkeys(asked, Result.DONE)
+        host.let_time_pass(31 * DAY)
+        assert purge(host) == dict.fromkeys(asked, Result.DONE)
+        assert {row.id for row in host.rows()} == {f"c{number}" for number in range(20, 30)}
+
+    def test_rows_of_the_table_that_are_no_clients_are_not_looked_at(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        db = SQLAlchemy()
+        columns = {"id": mapped_column(sa.String(40), primary_key=True), "kind": mapped_column(sa.String(40))}
+        columns["status"] = mapped_column(sa.Boolean)
+        told = {"polymorphic_on": "kind", "polymorphic_identity": "party"}
+        party = type("Party", (db.Model,), {"__tablename__": "parties", **columns, "__mapper_args__": told})
+        model = type("Client", (party,), {"__mapper_args__": {"polymorphic_identity": "client"}})
+        host = mount(db=db, model=model)
+        host.add(id="client", status=True)
+        with host.flask.app_context():
+            db.session.add(party(id="other", status=False))
+            db.session.commit()
+        host.delete("client")
+        host.let_time_pass(31 * DAY)
+        assert purge(host, include_unrecorded=True) == {"client": Result.DONE}
+        with host.flask.app_context():
+            assert [row.id for row in db.session.scalars(db.select(party))] == ["other"]
+
     @pytest.mark.parametrize("database_url", [P, M], indirect=True)
     def test_one_that_another_transaction_holds_is_left_to_it_at_once(
         self, mount: Callable[..., Host], store: MemoryStore

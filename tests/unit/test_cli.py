@@ -682,6 +682,29 @@ class TestReading:
         assert "removed by: ada" in people
         assert "pk-acme" not in people
 
+    def test_a_client_is_shown_with_its_entries_and_records_also_when_it_is_gone(
+        self, plain: Host, store: MemoryStore
+    ) -> None:
+        store.set("client:acme", "stale")
+        shown = json.loads(_run(plain, "show", "acme", "--json", "--show-keys").stdout)
+        assert (shown["id"], shown["status"], shown["records"]) == ("acme", True, [])
+        assert shown["entries"] == [{"key": "client:acme", "there": True, "in_line": False}]
+        _run(plain, "restore", "acme")  # which writes it again
+        assert "entry client:…: there, in line" in _run(plain, "show", "acme").stdout
+        _run(plain, "delete", "--hard", "--yes", "acme")
+        gone = _run(plain, "show", "acme", "--json")
+        told = json.loads(gone.stdout)
+        assert (gone.exit_code, told["status"]) == (DONE, None)
+        assert told["entries"] == [{"key": "client:…", "there": False, "in_line": True}]
+        assert [record["action"] for record in told["records"]] == ["hard"]
+        store.set("client:acme", "back again")
+        assert "NOT in line" in _run(plain, "show", "acme").stdout
+        nobody = _run(plain, "show", "nobody")
+        assert (nobody.exit_code, nobody.stdout) == (REFUSED, "client nobody: has no row\nrecords: 0\n")
+
+    def test_of_a_store_that_cannot_be_read_nobody_can_tell(self, host: Host) -> None:
+        assert "entry client:…: nobody can tell\n" in _run(host, "show", "acme").stdout
+
     def test_what_is_pending_is_told_with_what_was_in_its_way(
         self, host: Host, gate: Gate, store: MemoryStore
     ) -> None:

@@ -14,6 +14,7 @@ from ...model import Finding, Mark
 from .check import findings
 from .leases import RedisLeases
 from .nodes import ClusterNodes, Command, Node, Nodes, OneNode, Task, has_moved, told
+from .reading import read
 from .runs import RedisRun, read_mark
 
 _LEASES = ""  # stands for all leases at once; an entry of that name would only be done twice
@@ -94,6 +95,10 @@ class RedisStore:
     def read_mark(self, name: str) -> Mark | None:
         """Fulfil `ports.RememberingStore.read_mark`."""
         return read_mark(self._nodes, name)
+
+    def read(self, keys: Collection[str]) -> dict[str, bytes | None]:
+        """Fulfil `ports.ReadableStore.read`."""
+        return read(self._nodes, keys)
 
     def check_store(self, name: str) -> Iterator[Finding]:
         """Fulfil `ports.CheckedStore.check_store`."""

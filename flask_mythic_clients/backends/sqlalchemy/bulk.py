@@ -46,8 +46,8 @@ class Bulk:
         self._templates = templates
         self._cascades = cascades
         named, table = rows.named_by_keys(dialect), rows.id.table
-        found = sa.select(*rows.brief(templates.columns if templates else ()))
-        found = found.select_from(rows.mapper.selectable).where(named, dialect.step_1)
+        found = rows.all_of(sa.select(*rows.brief(templates.columns if templates else ())))
+        found = found.where(named, dialect.step_1)
         self._lock = found.with_for_update(of=rows.mapper.tables, skip_locked=True)
         self._there = sa.select(rows.id.label("id")).where(named)
         change = dml(rows, action, dialect).where(named)
@@ -172,7 +172,8 @@ def inactive(
     since: Any = sa.null()
     if rows.status.is_time:
         since = rows.status.column <= dialect.ago_as(rows.status.column.type, for_at_least)
-    query = sa.select(rows.id, since).where(~rows.status.active(dialect)).order_by(rows.id).limit(_PAGE)
+    query = rows.all_of(sa.select(rows.id, since)).where(~rows.status.active(dialect))
+    query = query.order_by(rows.id).limit(_PAGE)
     if after is not None:
         query = query.where(rows.id > rows.key_of(after.client_id, dialect))
     found = {rows.id_of(id): expired for id, expired in connection.execute(query)}

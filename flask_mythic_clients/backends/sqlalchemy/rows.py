@@ -191,10 +191,12 @@ class ClientRows:
 
     def _stored_rows(self) -> sa.Select[Any]:
         """Return a query for all rows, also those that a listener of the host's hides from the ORM."""
+        return self.all_of(sa.select(*(attribute.columns[0] for attribute in self._stored())))
+
+    def all_of(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        """Let a query of columns read all rows of the model, and no others, without the ORM."""
         mapper = self.mapper
-        query = sa.select(*(attribute.columns[0] for attribute in self._stored())).select_from(
-            mapper.selectable
-        )
+        query = query.select_from(mapper.selectable)
         if mapper.single and mapper.polymorphic_on is not None:
             kinds = [kind.polymorphic_identity for kind in mapper.self_and_descendants]
             query = query.where(mapper.polymorphic_on.in_(kinds))
