@@ -11,7 +11,6 @@ from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from itertools import count
 from threading import Condition, Lock
 from types import SimpleNamespace
 from typing import Any
@@ -190,7 +189,7 @@ class MemoryRepository:
         self._changed = Condition()  # guards all below
         self._rows: dict[str, SimpleNamespace] = {}
         self._records: dict[int, DeletionRecord] = {}
-        self._ids = count(1)
+        self._last_id = 0
         self._held: set[str] = set()
         self._rows_held: set[str] = set()  # by whom step 1 is kept waiting, too
         self._kept: set[str] = set()
@@ -213,8 +212,9 @@ class MemoryRepository:
             applies = client is not None and change.applies_to(client)
             if not applies and change.requested_at is None:
                 return None
+            self._last_id += 1
             record = DeletionRecord(
-                id=next(self._ids),
+                id=self._last_id,
                 client_id=change.client_id,
                 action=change.action,
                 actor=change.actor,

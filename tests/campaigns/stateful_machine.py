@@ -190,7 +190,9 @@ class ClientMachine(RuleBasedStateMachine):
         before = self.stage.records(), self._entries()
         outcome, preview = self._meet(fault, self.service.preview, id, hard=hard)
         if self._confirmed(outcome):
-            assert outcome is self._refusal(Action.HARD if hard else Action.SOFT, id, pending=False)
+            refusal = self._refusal(Action.HARD if hard else Action.SOFT, id, pending=False)
+            told = HardDeleteForbiddenError if preview is not None and preview.refused else outcome
+            assert told is refusal
             if outcome is None:
                 assert preview.kv_keys == _keys(self.setting.templates, self.rows[id])
         outcome, history = self._meet(fault, self.service.history, id)
