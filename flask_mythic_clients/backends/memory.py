@@ -189,7 +189,6 @@ class MemoryRepository:
         self._changed = Condition()  # guards all below
         self._rows: dict[str, SimpleNamespace] = {}
         self._records: dict[int, DeletionRecord] = {}
-        self._last_id = 0
         self._held: set[str] = set()
         self._rows_held: set[str] = set()  # by whom step 1 is kept waiting, too
         self._kept: set[str] = set()
@@ -212,9 +211,8 @@ class MemoryRepository:
             applies = client is not None and change.applies_to(client)
             if not applies and change.requested_at is None:
                 return None
-            self._last_id += 1
             record = DeletionRecord(
-                id=self._last_id,
+                id=next(reversed(self._records), 0) + 1,
                 client_id=change.client_id,
                 action=change.action,
                 actor=change.actor,
