@@ -86,7 +86,8 @@ def delete_each(outcomes: Iterable[Outcome], length: int, as_json: bool) -> None
             if as_json:
                 told.append(dataclasses.asdict(outcome))
             else:
-                click.echo("\t".join(text(each) for each in dataclasses.astuple(outcome) if each is not None))
+                told_of = (outcome.client_id, outcome.result, outcome.cause)
+                click.echo("\t".join(text(each) for each in told_of if each is not None))
     _fail_if(counted.failed)
 
 
@@ -108,8 +109,13 @@ def _summed_up(
         if as_json:
             print_json(summary())
         else:
-            counts = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in summary().items())
-            click.echo(counts, err=beside_data)
+            told = dict(summary())
+            alone = told.pop("one_by_one", 0)
+            counts = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in told.items())
+            why = (
+                f"; {alone} one by one, for the mapping, a hook or a trigger has more to do" if alone else ""
+            )
+            click.echo(counts + why, err=beside_data)
 
 
 def _fail_if(failed: bool) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -44,6 +45,7 @@ class Many:
         self._settle = settle
         self._settle_one = settle_one
         self._alone = alone
+        self._each_alone: set[str] = set()
 
     def delete(self, changes: Iterable[Change]) -> Iterator[Outcome]:
         """Yield what came of each, in their order; a client that others hold is waited for."""
@@ -102,8 +104,11 @@ class Many:
         if self._bulk is None or not changes:
             return taken
         recorded = self._bulk.record_each(changes, self._entries)
-        if recorded is not None or len(changes) == 1:
-            return recorded or taken
+        if recorded is not None:
+            self._each_alone |= recorded.alone
+            return recorded
+        if len(changes) == 1:
+            return taken  # its own error tells why
         half = len(changes) // 2
         return self._record(changes[:half]) + self._record(changes[half:])
 
@@ -119,7 +124,7 @@ class Many:
         }
 
     def _one(self, change: Change) -> Outcome:
-        return _told(change.client_id, partial(self._alone, change))
+        return self._told_alone(change, partial(self._alone, change))
 
     def _one_if_there(self, change: Change) -> Iterator[Outcome]:
         gone: list[str] = []
@@ -130,8 +135,12 @@ class Many:
             except ClientNotFoundError:  # somebody else was first
                 gone.append(change.client_id)
 
-        outcome = _told(change.client_id, act)
+        outcome = self._told_alone(change, act)
         yield from () if gone else (outcome,)
+
+    def _told_alone(self, change: Change, act: Callable[[], object]) -> Outcome:
+        told = _told(change.client_id, act)
+        return replace(told, alone=self._bulk is None or change.client_id in self._each_alone)
 
 
 def _told(client_id: str, act: Callable[[], object]) -> Outcome:

@@ -154,6 +154,8 @@ class Outcome:
     client_id: str
     result: Result = Result.DONE
     cause: str | None = None
+    alone: bool = False
+    """Whether it was changed alone, for the host's mapping, or a trigger, has more to do."""
 
 
 @dataclass(frozen=True, slots=True)

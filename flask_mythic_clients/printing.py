@@ -136,12 +136,14 @@ class Counted:
         self._outcomes = outcomes
         self._length = length
         self._counts: Counter[Result] = Counter()
+        self._alone = 0
 
     def __iter__(self) -> Iterator[Outcome]:
         """Yield each."""
         with click.progressbar(self._outcomes, length=self._length, show_pos=True, file=sys.stderr) as bar:
             for outcome in bar:
                 self._counts[outcome.result] += 1
+                self._alone += outcome.alone
                 yield outcome
 
     @property
@@ -157,4 +159,5 @@ class Counted:
     def counts(self, done: str) -> dict[str, int]:
         """Return how many; `done` is what was done."""
         names = {Result.DONE: done}
-        return {names.get(result, result.name.lower()): self._counts[result] for result in Result}
+        counts = {names.get(result, result.name.lower()): self._counts[result] for result in Result}
+        return {**counts, "one_by_one": self._alone}

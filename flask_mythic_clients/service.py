@@ -348,6 +348,8 @@ class DeletionService:
         check_client_id(client_id)
         records = self.history(client_id)
         with self._repository.hold([client_id]) as holding:
+            if holding.left:
+                raise BusyError
             client = holding.clients.get(client_id)
             owned = dict(self._entries(client)) if client else {}
             keys = dict.fromkeys([*owned, *(key for record in records for key in record.kv_keys)])

@@ -33,7 +33,7 @@ from .host import REPOSITORIES, db, document
 from .served import ROOT, Answer, Eyes, Load, Served, percentile, serve
 
 PROCESSES = 4
-DEFAULT = 8000
+DEFAULT = 12000
 FULL = 200_000
 PATIENCE = 780  # seconds in which a reconcile of the full size has ended
 MEBIBYTES = 200

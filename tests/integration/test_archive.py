@@ -24,6 +24,7 @@ MANY = [f"c{number:05}" for number in range(10_000)]
 DUMPS = {P: ("pg_dump", "psql"), M: ("mariadb-dump", "mariadb"), S: (None, None)}
 
 
+NAMES = ("replayed", "failed", "held", "unrecorded", "one_by_one")
 RECORD: dict[str, Any] = {
     **{"kind": "clients", "client_id": "a", "action": "hard", "actor": "ops", "reason": None},
     "requested_at": "2026-01-01T00:00:00+00:00",
@@ -131,7 +132,7 @@ class TestReplay:
         assert after.settled_at > before.settled_at
         assert [record.action for record in host.records("back")] == ["soft", "restore"]
         assert [record.reason for record in host.records("back")] == ["replayed: why", "replayed: a mistake"]
-        assert replay(host, exported) == {"replayed": 0, "failed": 0, "held": 0, "unrecorded": 0}
+        assert replay(host, exported) == dict.fromkeys(NAMES, 0)
         reconciled(host)
 
     def test_who_was_removed_and_made_anew_and_soft_deleted_ends_as_it_was(

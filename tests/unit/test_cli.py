@@ -394,7 +394,7 @@ class TestManyAtOnce:
         _run(host, "delete", "acme", "b")
         host.add(id="unknown", status=False)
         assert _run(host, "purge", "--older-than", "1h", "--json").stdout.strip() == (
-            '{"removed": 0, "failed": 0, "held": 0, "unrecorded": 1}'
+            '{"removed": 0, "failed": 0, "held": 0, "unrecorded": 1, "one_by_one": 0}'
         )
         would = _run(host, "purge", "--older-than", "0s", "--dry-run")
         assert (would.exit_code, would.stdout.split()) == (DONE, ["acme", "b"])
@@ -406,6 +406,17 @@ class TestManyAtOnce:
         record = json.loads(_run(host, "history", "b", "--json").stdout)[-1]
         assert (record["action"], record["actor"], record["reason"]) == ("hard", "cron", "old")
         assert {row.id for row in host.rows()} == {"acme", "active", "unknown"}
+
+    def test_the_summary_says_where_clients_went_one_by_one(
+        self, mount: Callable[..., Host], store: MemoryStore
+    ) -> None:
+        host = mount()
+        _add(host, store, "a")
+        sa.event.listen(host.model, "before_delete", lambda *_: None)
+        _run(host, "delete", "a")
+        result = _run(host, "purge", "--older-than", "0s")
+        assert result.stdout.startswith("removed 1, failed 0, held 0, unrecorded 0; 1 one by one, for ")
+        assert host.rows() == []
 
     def test_an_outage_is_told_with_what_was_done_until_then(self, host: Host, gate: Gate) -> None:
         gate.closed = True
