@@ -31,6 +31,15 @@ _NAME = "many"
 _AT_ONCE = 500
 _OF_THE_LOOP = 10  # it does a part of the work, for it is slow
 
+_REMOVE = sa.text(
+    "WITH gone AS (DELETE FROM clients WHERE id = ANY(:ids) RETURNING id)"
+    " INSERT INTO client_deletions (client_id, action, actor, kv_keys, requested_at)"
+    " SELECT id, 'hard', 'bench', json_build_array('client:' || id), now() FROM gone"
+)
+_STAMP = sa.text(
+    "UPDATE client_deletions SET settled_at = now() WHERE client_id = ANY(:ids) AND settled_at IS NULL"
+)
+
 Base: Any = type("Base", (DeclarativeBase,), {})
 
 
@@ -100,15 +109,17 @@ class Bench:
         return int(rows) + sum(1 for _ in self.store.scan_iter("client:*", count=10_000))
 
     def bare(self) -> int:
-        """Remove rows and entries by arrays and a pipeline, without a record of it."""
-        removed = sa.delete(Client).where(
-            Client.id == sa.any_(sa.bindparam("ids", type_=sa.ARRAY(sa.String)))
-        )
+        """Do the same work by arrays and a pipeline: remove and record, then the entries, then the stamp."""
         for at in range(0, len(self.ids), _AT_ONCE):
             some = self.ids[at : at + _AT_ONCE]
             with self.engine.begin() as connection:
-                connection.execute(removed, {"ids": some})
-            self.store.unlink(*(f"client:{id}" for id in some))
+                connection.execute(_REMOVE, {"ids": some})
+            pipeline = self.store.pipeline(transaction=False)
+            for id in some:
+                pipeline.unlink(f"client:{id}")
+            pipeline.execute()
+            with self.engine.begin() as connection:
+                connection.execute(_STAMP, {"ids": some})
         return len(self.ids)
 
     def loop(self) -> int:
