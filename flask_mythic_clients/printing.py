@@ -140,11 +140,16 @@ class Counted:
 
     def __iter__(self) -> Iterator[Outcome]:
         """Yield each."""
+        if not sys.stderr.isatty():
+            yield from map(self._count, self._outcomes)
+            return
         with click.progressbar(self._outcomes, length=self._length, show_pos=True, file=sys.stderr) as bar:
-            for outcome in bar:
-                self._counts[outcome.result] += 1
-                self._alone += outcome.alone
-                yield outcome
+            yield from map(self._count, bar)
+
+    def _count(self, outcome: Outcome) -> Outcome:
+        self._counts[outcome.result] += 1
+        self._alone += outcome.alone
+        return outcome
 
     @property
     def failed(self) -> bool:

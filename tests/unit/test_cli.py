@@ -20,6 +20,8 @@ from flask_mythic_clients.auth import AdminKeys, digest
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin
 from flask_mythic_clients.config import Settings
+from flask_mythic_clients.model import Outcome
+from flask_mythic_clients.printing import Counted
 from tests.hosts import Gate, Host, contents, mounting
 
 KEYS = ("client:acme", "publishable_key:pk-acme")
@@ -417,6 +419,17 @@ class TestManyAtOnce:
         result = _run(host, "purge", "--older-than", "0s")
         assert result.stdout.startswith("removed 1, failed 0, held 0, unrecorded 0; 1 one by one, for ")
         assert host.rows() == []
+
+    def test_a_bar_goes_to_a_terminal_alone(
+        self, host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        outcomes = [Outcome("a"), Outcome("b", alone=True)]
+        for terminal in (False, True):
+            monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+            counted = Counted(outcomes, 2)
+            assert list(counted) == outcomes
+            assert counted.counts("done")["one_by_one"] == 1
+            assert bool(capsys.readouterr().err) is terminal
 
     def test_an_outage_is_told_with_what_was_done_until_then(self, host: Host, gate: Gate) -> None:
         gate.closed = True
