@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from hashlib import sha256
 from typing import IO, Any
 
 import click
@@ -324,7 +323,6 @@ def _print_receipts(client_id: str, records: Sequence[DeletionRecord], as_json: 
     """Print what a removal's record proves, without keys; fail where there is none that is settled."""
     told = []
     for record in records:
-        digests = [sha256(key.encode()).hexdigest() for key in record.kv_keys] or list(record.kv_digests)
         told.append(
             {
                 "client": record.client_id,
@@ -333,17 +331,15 @@ def _print_receipts(client_id: str, records: Sequence[DeletionRecord], as_json: 
                 "asked_for": record.requested_at,
                 "confirmed_by_both_stores": record.settled_at,
                 "verified": record.verified_at,
-                "entries": len(digests),
-                "sha256_of_their_names": digests,
+                "entries": len(record.digests),
+                "sha256_of_their_names": record.digests,
             }
         )
     if as_json:
         print_json(told)
     for receipt in () if as_json else told:
         for name, value in receipt.items():
-            click.echo(
-                f"{name.replace('_', ' ')}: {text(tuple(value) if isinstance(value, list) else value)}"
-            )
+            click.echo(f"{name.replace('_', ' ')}: {text(value)}")
         click.echo()
     if not any(record.settled_at for record in records):
         raise click.ClickException(

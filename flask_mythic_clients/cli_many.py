@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from hashlib import sha256
 from typing import IO, Any
 
 import click
@@ -176,9 +175,8 @@ def _exported(record: DeletionRecord) -> dict[str, Any]:
     told = dataclasses.asdict(record)
     for name in ("id", "kv_keys", "attempts", "last_error"):
         del told[name]
-    digests = [sha256(key.encode()).hexdigest() for key in record.kv_keys] or record.kv_digests
     times = {name: value.isoformat() for name, value in told.items() if isinstance(value, datetime)}
-    return {**told, **times, "kv_digests": list(digests)}
+    return {**told, **times, "kv_digests": list(record.digests)}
 
 
 def _imported(lines: Iterable[str], commands: str) -> Iterator[DeletionRecord]:

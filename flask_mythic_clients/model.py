@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any
 
 from .errors import InvalidClientIdError, InvalidReasonError
@@ -113,6 +114,11 @@ class DeletionRecord:
     kv_digests: tuple[str, ...] = ()
     reason: str | None = field(default=None, repr=False)
     kind: str = "clients"
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The SHA-256 of each key, in hex, whether the record has the keys or only those."""
+        return tuple(sha256(key.encode()).hexdigest() for key in self.kv_keys) or self.kv_digests
 
 
 @dataclass(frozen=True, slots=True)

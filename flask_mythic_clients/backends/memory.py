@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from threading import Condition, Lock
 from types import SimpleNamespace
 from typing import Any
@@ -326,8 +325,7 @@ class MemoryRepository:
             until = self._clock() - kept
             old = [record for record in self._records.values() if _is_old(record, until, verified_before)]
             for record in old:
-                digests = tuple(sha256(key.encode()).hexdigest() for key in record.kv_keys)
-                self._records[record.id] = replace(record, kv_keys=(), kv_digests=digests)
+                self._records[record.id] = replace(record, kv_keys=(), kv_digests=record.digests)
             return len(old)
 
     @contextmanager
