@@ -2,16 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-# Three at a time, for they often wait, each class or file on one side; not the campaigns that measure times and load.
-SIDE_BY_SIDE = -n 3 --dist loadscope
-ALONE = $(patsubst %,tests/campaigns/test_%.py,backlog crowds outages_database outages_kv)
+# Three at a time, for they often wait, each class or file on one side, in their order: campaigns, the longest, come
+# early. Not those that measure times and load: they have the machine for themselves.
+SIDE_BY_SIDE = -n 3 --dist loadscope --no-loadscope-reorder -m 'not timed'
+TIMED = -m timed $(shell grep -rl mark.timed tests --include='test_*.py')
 
 # Those that are tried beside the oldest, 3.11.
 LATER_PYTHONS = 3.12 3.13 3.14
 
 .DEFAULT_GOAL := help
 CAMPAIGNS = interleavings kills purges outages failover crowds backlog stateful hostile-input keys-under-attack
-.PHONY: help run test quick test-lowest test-pythons check clean mutation bench
+.PHONY: help run test quick test-lowest test-pythons check clean mutation bench screenshots
 .PHONY: $(CAMPAIGNS:%=campaign-%) $(LATER_PYTHONS:%=test-python-%)
 
 help: ## Show this list
@@ -22,8 +23,8 @@ run: $(VENV)/installed-example ## Start the example server (ARGS="--port 8001")
 
 test: $(VENV)/installed-dev ## Run all tests, or some (ARGS="-k wire")
 ifeq ($(ARGS),)
-	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(ALONE:%=--ignore %)
-	$(VENV)/bin/python -m pytest $(ALONE)
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE)
+	$(VENV)/bin/python -m pytest $(TIMED)
 else
 	$(VENV)/bin/python -m pytest $(ARGS)
 endif
@@ -36,7 +37,7 @@ quick: check ## Lint, types, layers, and the tests on SQLite and in memory, in u
 CONTRACTS = TestOurColumns TestListeners
 # What leans on the libraries, without the slow waits for a node of a cluster; waits, plans and refusals are the
 # servers'. The lowest PyMySQL is nearly the newest.
-OF_LIBRARIES = host_* hosts engines migrations status_kinds sql_sent sql_sent_again two_kinds other_clients cluster wire_contract
+OF_LIBRARIES = host_* hosts engines migrations status_kinds sql_sent sql_sent_again two_kinds other_clients cluster wire_contract routes rights docs_page
 # Only the oldest Python will do: some of the lowest versions have no wheels for a later one, or fail on it.
 test-lowest: ## Run the unit tests and those of the libraries on the lowest versions that setup.cfg allows
 	$(MAKE) VENV=$(VENV)-lowest $(VENV)-lowest/installed-lowest \
@@ -74,6 +75,9 @@ check: $(VENV)/installed-dev ## Lint, types, layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+screenshots: $(VENV)/installed-dev ## Take the pictures of the console anew, in docs/images
+	REQUIRE_SERVICES=1 $(VENV)/bin/python -m pytest tests/browser -k outage --pictures docs/images $(ARGS)
+
 clean: ## Remove the virtual environments and the example's data
 	rm -rf $(VENV) $(VENV)-lowest $(LATER_PYTHONS:%=$(VENV)-%) instance mutants
 
@@ -86,9 +90,9 @@ $(VENV)/installed-%: setup.cfg pyproject.toml
 # do without; import-linter, mutmut and schemathesis want a newer click or pytest.
 $(VENV)/installed-lowest: setup.cfg pyproject.toml
 	$(made)
-	sed -nE '/^dev =/q; s/^.*[ =]([a-z-]+)(\[[a-z]+\])?>=/\1==/p' setup.cfg | tee $(VENV)/lowest.txt
+	sed -nE '/^dev =/q; s/^.*[ =]([a-z0-9-]+)(\[[a-z]+\])?>=/\1==/p' setup.cfg | tee $(VENV)/lowest.txt
 	sed -nE '/^dev =/,/^$$/ s/^    ([a-z].*)/\1/p' setup.cfg \
-	    | grep -vE '^(gevent|gunicorn|import-linter|mutmut|mypy|pyright|pytest-cov|ruff|schemathesis)' >$(VENV)/hosts.txt
+	    | grep -vE '^(axe-|celery|gevent|gunicorn|import-linter|kubernetes|mutmut|mypy|opentelemetry|pillow|playwright|pyright|pytest-cov|ruff|schemathesis)' >$(VENV)/hosts.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/lowest.txt \
 	    --requirement $(VENV)/hosts.txt --editable '.[example,mariadb,postgresql,testing]'
 	touch $@

@@ -4,14 +4,43 @@ import binascii
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from flask import Response
 from flask_httpauth import HTTPTokenAuth
 from werkzeug.datastructures import Authorization
 
-VerifyKey: TypeAlias = Callable[[str], str | None]
+from .rights import EVERY_RIGHT, Right, WithRights
+
+VerifyKey: TypeAlias = Callable[[str], str | tuple[str, Iterable[str]] | None]
+"""Bearer token → the name of its owner, who may do everything; or that and the rights; or None."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who has presented a key, and what they may do."""
+
+    name: str
+    may: frozenset[Right]
+
+    @classmethod
+    def of(cls, verified: Any) -> "Caller | None":
+        """Read what a `VerifyKey` has returned; None where that is malformed, for unsure means closed.
+
+        A right that there is not gives nothing.
+        """
+        is_pair = isinstance(verified, tuple) and len(verified) == 2
+        name, may = verified if is_pair else (verified, EVERY_RIGHT)
+        # A text is an iterable of its letters; a mapping may say `"hard": False`.
+        if not isinstance(name, str) or not name or isinstance(may, (str, bytes, Mapping)):
+            return None
+        try:
+            given = frozenset(may)
+        except Exception:  # it is not iterable, or failed meanwhile
+            return None
+        return cls(name, EVERY_RIGHT & given)
 
 
 def create_key() -> str:
@@ -35,17 +64,20 @@ def digest(key: str) -> str:
 class AdminKeys:
     """Knows admin keys by their digests."""
 
-    def __init__(self, digests: Mapping[str, str]) -> None:
-        self._digests = {name: digest.encode() for name, digest in digests.items()}
+    def __init__(self, keys: Mapping[str, WithRights]) -> None:
+        self._owners: list[tuple[bytes, WithRights]] = [
+            (kept.encode(), name) if isinstance(kept, str) else (kept[0].encode(), (name, kept[1]))
+            for name, kept in keys.items()
+        ]
 
-    def __call__(self, key: str) -> str | None:
+    def __call__(self, key: str) -> WithRights | None:
         """Return the name of the key, or None; takes the same time wherever the key stands."""
         presented = digest(key).encode()
-        actor = None
-        for name, known in self._digests.items():
+        found = None
+        for known, owner in self._owners:
             if hmac.compare_digest(presented, known):
-                actor = name  # no early exit
-        return actor
+                found = owner  # no early exit
+        return found
 
 
 class _BearerAuth(HTTPTokenAuth):  # type: ignore[misc] # it has no types
@@ -63,12 +95,11 @@ class _BearerAuth(HTTPTokenAuth):  # type: ignore[misc] # it has no types
 def bearer_auth(verify_key: VerifyKey, refuse: Callable[[bool], Response]) -> HTTPTokenAuth:
     """Return the guard of a view: it lets a request pass whose bearer token `verify_key` knows.
 
-    `current_user()` is then the name. All else gets `refuse(token_sent)`; so does an empty name.
+    `current_user()` is then the Caller. All else gets `refuse(token_sent)`; so does an empty name.
     """
 
-    def verify(token: str) -> str | None:
-        actor = verify_key(token) if token else None
-        return actor if isinstance(actor, str) and actor else None
+    def verify(token: str) -> Caller | None:
+        return Caller.of(verify_key(token)) if token else None
 
     def unauthorized(_status: int) -> Response:
         sent = auth.get_auth()

@@ -97,7 +97,7 @@ def _of_reconcile(
             "key-value store",
             f"It remembers what was done until {mark.began:%Y-%m-%d %H:%M} UTC; of some that was done since "
             "then the ledger has no keys any more.",
-            "Look in it for entries of clients that are gone: it needs an audit.",
+            "It needs an audit: run `audit`, and see what it would repair.",
         )
     elif not late and repository.now() - mark.ended > OVERDUE:
         yield Finding(

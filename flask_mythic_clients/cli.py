@@ -15,8 +15,9 @@ from flask.cli import AppGroup
 
 from .auth import create_key, digest
 from .cli_many import add_many, delete_each
-from .config import check_name, commands, setting
+from .config import check_name, check_rights, commands, setting
 from .errors import ConfigurationError, MythicClientsError
+from .exposition import exposition
 from .model import Action, DeletionRecord, Health, SoftDeleteEntries
 from .options import (
     REFUSED,
@@ -27,6 +28,7 @@ from .options import (
     exit_codes,
     failure,
     reason_option,
+    seldom_collected,
     show_keys_option,
     user,
 )
@@ -38,6 +40,7 @@ from .printing import (
     print_rows,
     text,
 )
+from .rights import Right
 from .service import DeletionService
 
 
@@ -51,7 +54,7 @@ def create_group(kind: str, service: DeletionService) -> AppGroup:
     _add_restore(group, service)
     add_many(group, service)
     _add_reconcile(group, service)
-    _add_status(group, service)
+    _add_status(group, kind, service)
     _add_check(group, service)
     _add_reading(group, service)
     return group
@@ -60,21 +63,29 @@ def create_group(kind: str, service: DeletionService) -> AppGroup:
 def _add_create_key(group: AppGroup, kind: str) -> None:
     @group.command("create-key", with_appcontext=False)
     @click.argument("name")
+    @click.option("--may", help="What it may do, such as soft+restore; without this, everything.")
     @as_json_option
-    def create_key_command(name: str, as_json: bool) -> None:
+    def create_key_command(name: str, may: str | None, as_json: bool) -> None:
         """Make an admin key for NAME; print it once, with its entry for the configuration."""
         try:
             check_name(name)
+            rights = None if may is None else check_rights(may.split("+"))
         except ConfigurationError as error:
             raise click.UsageError(str(error)) from error
         key = create_key()
+        entry = f"{name}={digest(key)}"
+        made: dict[str, Any] = {"name": name, "key": key, "digest": digest(key)}
+        if rights is not None:
+            names = [right.value for right in Right if right in rights]
+            made["may"] = names
+            entry = f"'{entry};may={'+'.join(names)}'"  # a shell would end its command at the bare `;`
         if as_json:
-            print_json({"name": name, "key": key, "digest": digest(key)})
+            print_json(made)
             return
         click.echo("The key, shown this once; the service keeps only its digest:", err=True)
         click.echo(key)
         click.echo("The entry for the configuration; several are joined with commas:", err=True)
-        click.echo(f"{setting(kind, 'admin_keys')}={name}={digest(key)}")
+        click.echo(f"{setting(kind, 'admin_keys')}={entry}")
 
 
 def _add_delete(group: AppGroup, service: DeletionService) -> None:
@@ -174,7 +185,7 @@ def _add_reconcile(group: AppGroup, service: DeletionService) -> None:
     @click.pass_context
     def reconcile_command(context: click.Context, since: timedelta | None, as_json: bool) -> None:
         """Settle all that is pending, verify all that is due. To be run every minute."""
-        with exit_codes():
+        with exit_codes(), seldom_collected():
             done = service.reconcile(since=since)
         if as_json:
             print_json(dataclasses.asdict(done))
@@ -182,21 +193,27 @@ def _add_reconcile(group: AppGroup, service: DeletionService) -> None:
             click.echo(f"settled {done.settled}, verified {done.verified}, failed {done.failed}")
         if done.blind:
             click.echo(
-                "The key-value store has lost more than the ledger has keys of. It needs an audit: look in "
-                "it for entries of clients that are gone.",
+                "The key-value store has lost more than the ledger has keys of. It needs an audit: "
+                f"flask {group.name} audit",
                 err=True,
             )
         context.exit(REFUSED if done.failed or done.blind else 0)
 
 
-def _add_status(group: AppGroup, service: DeletionService) -> None:
+def _add_status(group: AppGroup, kind: str, service: DeletionService) -> None:
     @group.command("status")
+    @click.option(
+        "--prometheus", is_flag=True, help="Print it for node-exporter's textfile collector; exit with 0."
+    )
     @as_json_option
     @click.pass_context
-    def status_command(context: click.Context, as_json: bool) -> None:
+    def status_command(context: click.Context, prometheus: bool, as_json: bool) -> None:
         """Tell how it stands; exit with 1 if something is pending, failed, overdue or away. For monitors."""
         with exit_codes():
             health = service.health()
+        if prometheus:
+            click.echo(exposition(kind, health), nl=False)
+            return
         if as_json:
             print_json(_health(health))
         else:
@@ -247,12 +264,13 @@ def _add_reading(group: AppGroup, service: DeletionService) -> None:
         """Print what is known of a client, also of one that is gone: its status, entries and records."""
         with exit_codes():
             shown = service.show(client_id)
-        keys_shown = keys(tuple(entry.key for entry in shown.entries), show_keys)
+        begins = None if show_keys else service.keys_begin
+        keys_shown = keys((entry.key for entry in shown.entries), begins)
         entries = [
             {"key": key, "there": entry.there, "in_line": entry.in_line}
             for key, entry in zip(keys_shown, shown.entries, strict=True)
         ]
-        records = [replace(each, kv_keys=keys(each.kv_keys, show_keys)) for each in shown.records]
+        records = [replace(each, kv_keys=keys(each.kv_keys, begins)) for each in shown.records]
         told = {
             "id": client_id,
             "status": shown.client and shown.client.active,
@@ -297,7 +315,8 @@ def _add_reading(group: AppGroup, service: DeletionService) -> None:
             return
         if not records:
             click.echo(f"{text(client_id)}: no records.", err=True)
-        shown = (replace(record, kv_keys=keys(record.kv_keys, show_keys)) for record in records)
+        begins = None if show_keys else service.keys_begin
+        shown = (replace(record, kv_keys=keys(record.kv_keys, begins)) for record in records)
         print_rows(map(dataclasses.asdict, shown), as_json)
 
 

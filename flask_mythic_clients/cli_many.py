@@ -14,21 +14,25 @@ from .config import commands
 from .model import Action, DeletionRecord, Outcome, Result, is_client_id
 from .options import (
     REFUSED,
+    Duration,
     Time,
     actor_option,
     as_json_option,
     exit_codes,
     older_than_option,
     reason_option,
+    seldom_collected,
+    show_keys_option,
     user,
 )
-from .printing import Counted, print_json, text
+from .printing import Audited, Counted, keys, print_json, text
 from .service import DeletionService
 
 
 def add_many(group: AppGroup, service: DeletionService) -> None:
     """Add the commands."""
     _add_purge(group, service)
+    _add_audit(group, service)
     _add_export(group, service)
     _add_replay(group, service)
     _add_forget(group, service)
@@ -76,6 +80,57 @@ def _add_purge(group: AppGroup, service: DeletionService) -> None:
         _fail_if(purged.failed)
 
 
+def _add_audit(group: AppGroup, service: DeletionService) -> None:
+    @group.command("audit")
+    @click.option("--sample", type=click.IntRange(min=1), help="Look at so many alone, chosen at random.")
+    @click.option("--repair", is_flag=True, help="Bring in line what is not, and remove what is nobody's.")
+    @click.option(
+        "--min-age",
+        type=Duration(),
+        default="5m",
+        show_default=True,
+        help="How long to wait before a second look at what seems wrong.",
+    )
+    @show_keys_option
+    @as_json_option
+    def audit_command(
+        sample: int | None, repair: bool, min_age: timedelta, show_keys: bool, as_json: bool
+    ) -> None:
+        """Compare the key-value store with the rows, both ways; exit with 1 if something is out of line.
+
+        Entries are compared with what the rows know of them; and of each key that a template could have made
+        the row is looked for. Look at what it prints before --repair: what another part of your service keeps
+        under such a key seems to be nobody's, too.
+        """
+        audited = Audited(service.audit(sample=sample, repair=repair, min_age=min_age))
+        told = list[dict[str, Any]]()
+        with _summed_up(
+            lambda: audited.summary(told if as_json else None),
+            as_json,
+            beside_data=not as_json,
+            stopped="The same again begins anew.",
+        ):
+            for looked in audited:
+                if looked.note is not None:
+                    click.echo(text(looked.note), err=True)
+                if looked.again:
+                    click.echo(f"{looked.again} seem wrong: looking again in {min_age}.", err=True)
+                for found in looked.found:
+                    begins = None if show_keys else service.keys_begin
+                    (key,) = keys((found.key,), begins) if found.key is not None else (None,)
+                    line = {**dataclasses.asdict(found), "key": key}
+                    if as_json:
+                        told.append(line)
+                        continue
+                    after = [found.cause, "repaired" if found.repaired else None]
+                    cells = (found.client_id, key, "; ".join([found.wrong, *filter(None, after)]))
+                    click.echo("\t".join(map(text, cells)))
+        if sample is not None and not as_json:
+            for bound in audited.bounds(sample):
+                click.echo(bound)
+        _fail_if(audited.out_of_line > audited.repaired)
+
+
 def delete_each(outcomes: Iterable[Outcome], length: int, as_json: bool) -> None:
     """Print what comes of each, and how many; fail where one has failed."""
     counted, told = Counted(outcomes, length), list[dict[str, Any]]()
@@ -92,17 +147,21 @@ def delete_each(outcomes: Iterable[Outcome], length: int, as_json: bool) -> None
 
 @contextmanager
 def _summed_up(
-    summary: Callable[[], Mapping[str, Any]], as_json: bool, *, beside_data: bool = False
+    summary: Callable[[], Mapping[str, Any]],
+    as_json: bool,
+    *,
+    beside_data: bool = False,
+    stopped: str = "The same again goes on, and `reconcile` finishes what is pending.",
 ) -> Iterator[None]:
     """Print the summary at the end; also where it is stopped, by hand or by a store that is away.
 
     It goes to stdout, unless that has other data.
     """
     try:
-        with exit_codes():
+        with exit_codes(), seldom_collected():
             yield
     except KeyboardInterrupt:
-        click.echo("Stopped. The same again goes on, and `reconcile` finishes what is pending.", err=True)
+        click.echo(f"Stopped. {stopped}", err=True)
         raise click.exceptions.Exit(REFUSED) from None
     finally:
         if as_json:
@@ -130,7 +189,7 @@ def _add_export(group: AppGroup, service: DeletionService) -> None:
 
         In place of the keys of entries they have digests. After a backup was restored, `replay` takes them.
         """
-        with exit_codes():
+        with exit_codes(), seldom_collected():
             for record in service.records(since=since):
                 click.echo(json.dumps(_exported(record)))
 

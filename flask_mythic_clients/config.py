@@ -10,6 +10,7 @@ from typing import Any
 from .entries import KeyTemplates
 from .errors import ConfigurationError
 from .model import HardDelete, SoftDeleteEntries
+from .rights import Right, Route, WithRights
 
 CLIENTS = "clients"
 """The kind of client of a host that names none."""
@@ -22,8 +23,9 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 class Settings:
     """One app's settings for a kind of client; each field is `MYTHIC_CLIENTS_` and its name in capitals."""
 
-    admin_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    admin_keys: Mapping[str, WithRights] = field(default_factory=dict, repr=False)
     url_prefix: str = "/api/v1"
+    routes: Sequence[Route] = (Route.DELETE,)
     kv_keys: Sequence[str] = ("client:{id}",)
     hard_delete: HardDelete = HardDelete.ALLOW
     verify_after: timedelta = timedelta(seconds=60)
@@ -89,31 +91,81 @@ def _commands(key: str) -> str:
     return commands(key.removeprefix("MYTHIC_").removesuffix("_ADMIN_KEYS").lower())
 
 
-def _admin_keys(key: str, value: object) -> Mapping[str, str]:
+def check_rights(names: object) -> frozenset[Right]:
+    """Return what a key may; raises ConfigurationError where it is no list of rights, or an empty one."""
+    # What is wrong is not shown: it may be a plain key.
+    if not isinstance(names, (list, tuple)) or not names or not all(name in list(Right) for name in names):
+        raise ConfigurationError(
+            f"'may' takes some of {', '.join(Right)}; a key without it may do everything."
+        )
+    return frozenset(map(Right, names))
+
+
+def check_routes(key: str, value: object) -> Sequence[Route]:
+    """Return the routes to be mounted; raises ConfigurationError, which names those that there are."""
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if (
+        not isinstance(names, (list, tuple))
+        or not names
+        or not all(name in list(Route) for name in names)
+        or len(set(names)) < len(names)
+    ):
+        wanted = f"a list of some of {', '.join(Route)}, each once at the most, or one text, 'delete,restore'"
+        raise _wrong(key, wanted, value)
+    return tuple(map(Route, names))
+
+
+def _admin_keys(key: str, value: object) -> Mapping[str, WithRights]:
     pairs: list[tuple[Any, Any]]
     if isinstance(value, str):
-        entries = [entry.strip() for entry in value.split(",") if entry.strip()]
-        pairs = [(name.strip(), digest.strip()) for name, _, digest in (e.partition("=") for e in entries)]
+        # A shell needs quotes around the `;`; what reads an env file may hand them on.
+        entries = [entry.strip("'\" \t\r\n") for entry in value.split(",")]
+        pairs = [_entry(entry) for entry in entries if entry]
     elif isinstance(value, Mapping):
         pairs = list(value.items())
     else:
         raise _wrong(key, "a dict name -> 'sha256:…', or one string 'name=sha256:…,name2=sha256:…'", value)
-    keys: dict[str, str] = {}
-    for name, digest in pairs:
+    keys: dict[str, WithRights] = {}
+    digests: list[str] = []
+    for number, (name, kept) in enumerate(pairs, 1):
         # Neither name nor value is shown: what stands there may be a plain key.
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigurationError(
-                f"{key}: entry {len(keys) + 1} has no valid name: 1 to 64 letters, digits, '_', '.' or '-'."
+                f"{key}: entry {number} has no valid name: 1 to 64 letters, digits, '_', '.' or '-'."
             )
+        limited = isinstance(kept, Mapping)
+        if limited and set(kept) not in ({"digest"}, {"digest", "may"}):
+            raise ConfigurationError(f"{key}: entry {number} takes 'digest' and 'may', and nothing else.")
+        digest = kept["digest"] if limited else kept
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise ConfigurationError(
-                f"{key}: entry {len(keys) + 1} is not 'sha256:' and 64 lower-case hex digits. Plain keys are "
+                f"{key}: entry {number} is not 'sha256:' and 64 lower-case hex digits. Plain keys are "
                 f"refused: empty this setting, and make a key with `flask {_commands(key)} create-key NAME`."
             )
         if name in keys:
             raise ConfigurationError(f"{key}: the name {name!r} stands there twice; rename one.")
+        if digest in digests:
+            # Of two entries with one key, which may do what is anybody's guess.
+            raise ConfigurationError(
+                f"{key}: entry {number} is the key of entry {digests.index(digest) + 1}."
+            )
+        digests.append(digest)
         keys[name] = digest
+        if limited and "may" in kept:
+            with naming(f"{key}: entry {number}"):
+                keys[name] = (digest, check_rights(kept["may"]))
     return keys
+
+
+def _entry(text: str) -> tuple[str, object]:
+    """Split `name=sha256:…` or `name=sha256:…;may=soft+restore`, into what a dict would have."""
+    name, _, kept = text.partition("=")
+    digest, limited, limit = kept.partition(";")
+    if not limited:
+        return name.strip(), digest.strip()
+    field, _, rights = limit.partition("=")
+    names = [right.strip() for right in rights.split("+")]
+    return name.strip(), {"digest": digest.strip(), field.strip(): names}
 
 
 def _url_prefix(key: str, value: object) -> str:
@@ -166,6 +218,7 @@ def _wrong(key: str, wanted: str, value: object) -> ConfigurationError:
 _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "admin_keys": _admin_keys,
     "url_prefix": _url_prefix,
+    "routes": check_routes,
     "kv_keys": _kv_keys,
     "hard_delete": _hard_delete,
     "verify_after": _duration,

@@ -1,11 +1,10 @@
 """Which entries of the key-value store a client owns."""
 
-import string
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from .errors import ConfigurationError
-from .model import Client
+from .model import Client, SoftDeleteEntries
+from .templates import Template
 
 Value: TypeAlias = str | bytes
 Entries: TypeAlias = Mapping[str, Value | None]
@@ -18,6 +17,31 @@ class EntryRule(Protocol):
     def __call__(self, client: Client, /) -> Entries:
         """Return every entry the client owns, and the value where it is known."""
         ...
+
+
+class Wished(NamedTuple):
+    """What must become of a client's entries, as its row is now; of all others only the host knows."""
+
+    absent: Collection[str]
+    known: Mapping[str, Value]
+    """Key → what the entry must say, if it is there."""
+
+
+def wished(client: Client, entries: Entries, of_inactive: SoftDeleteEntries) -> Wished:
+    """Return what an active or inactive client's entries must be."""
+    if client.active or of_inactive is SoftDeleteEntries.REWRITE:
+        return Wished((), {key: value for key, value in entries.items() if value is not None})
+    return Wished(entries.keys(), {})
+
+
+def as_bytes(value: Value) -> bytes:
+    """Return a value as a key-value store gives it back; raises TypeError for what none takes."""
+    if isinstance(value, bytes):
+        return value
+    # A number is no Value, and Redis takes it all the same.
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise TypeError(type(value).__name__)
+    return f"{value}".encode()
 
 
 class EntryValues(Protocol):
@@ -47,62 +71,29 @@ class KeyTemplates:
     """
 
     def __init__(self, templates: Sequence[str]) -> None:
-        self.parts = tuple(_parse(template) for template in templates)
-        columns = (column for parts in self.parts for _, column in parts)
-        self.columns = sorted({column for column in columns if column is not None} - {"id"})
+        self.each = tuple(map(Template.read, templates))
+        columns = (column for template in self.each for column in template.columns)
+        self.columns = sorted({*columns} - {"id"})
 
     def __call__(self, client: Client, /) -> Entries:
         """Fulfil `EntryRule`; a row that has `entry_values` knows the values."""
         # Not by `isinstance`, which looks a Protocol's methods up each time.
         values = client.row.entry_values() if hasattr(client.row, "entry_values") else {}
-        keys = (_fill(parts, client) for parts in self.parts)
-        return {key: values.get(key) for key in keys if key is not None}
+        return {key: values.get(key) for key in self.keys(client)}
+
+    def keys(self, client: Client) -> list[str]:
+        """Return the keys of a client."""
+        columns = {"id": client.id}
+        for name in self.columns:
+            columns[name] = getattr(client.row, name)
+        keys = (template.key(columns) for template in self.each)
+        return [key for key in keys if key is not None]
 
     def keys_of_id(self, client_id: str) -> list[str]:
         """Return the keys that can be told by the id alone."""
-        of_id = (parts for parts in self.parts if {column for _, column in parts} <= {"id", None})
-        return ["".join(literal + (client_id if column else "") for literal, column in p) for p in of_id]
+        of_id = (template for template in self.each if {*template.columns} == {"id"})
+        return [template.filled([client_id] * len(template.columns)) for template in of_id]
 
     def keys_of_nobody(self, text: str) -> dict[str, str]:
         """Return key → template, with `text`, which no column of any client has, for every column."""
-        return {
-            "".join(literal + (text if column else "") for literal, column in parts): template_of(parts)
-            for parts in self.parts
-        }
-
-
-_Parts: TypeAlias = tuple[tuple[str, str | None], ...]
-
-
-def _parse(template: str) -> _Parts:
-    """Split a template into (literal text, column or None) pairs."""
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ConfigurationError(f"{template!r}: {error}; write for example 'client:{{id}}'.") from error
-    for _, column, spec, conversion in parsed:
-        if column is not None and (not column.isidentifier() or spec or conversion):
-            raise ConfigurationError(f"{template!r}: write {{column}}, a column's name and nothing else.")
-    if all(column is None for _, column, _, _ in parsed):
-        raise ConfigurationError(
-            f"{template!r} names no column, so all clients would share that key; "
-            "write for example 'client:{id}'."
-        )
-    return tuple((literal, column) for literal, column, _, _ in parsed)
-
-
-def template_of(parts: _Parts) -> str:
-    """Return the template that was split into these."""
-    return "".join(literal + (f"{{{column}}}" if column else "") for literal, column in parts)
-
-
-def _fill(parts: _Parts, client: Client) -> str | None:
-    key = ""
-    for literal, column in parts:
-        key += literal
-        if column is not None:
-            value = client.id if column == "id" else getattr(client.row, column)
-            if value is None:
-                return None
-            key += str(value)
-    return key
+        return {template.filled([text] * len(template.columns)): f"{template}" for template in self.each}

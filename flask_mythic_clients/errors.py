@@ -6,6 +6,7 @@
     ├── ConfigurationError            refused at start-up; the message names the key and the fix
     ├── InvalidClientIdError          the id can be no client's
     ├── InvalidReasonError            the reason is no text that the ledger takes
+    ├── InvalidRequestIdError         nor is the request's id
     ├── ClientNotFoundError           no such client, and nothing pending for it
     ├── ChangeRefusedError            something forbids it; nothing has changed in either store
     │   ├── ClientInUseError              other rows (a foreign key)
@@ -54,6 +55,10 @@ class InvalidReasonError(ClientError):
     """A reason is a text of 1 to 500 characters, none of them a control character."""
 
 
+class InvalidRequestIdError(ClientError):
+    """A request's id is a text of 1 to 128 characters, all of them of ASCII, and printable."""
+
+
 class ClientNotFoundError(ClientError):
     """There is no such client, and nothing is pending for it."""
 
@@ -91,6 +96,9 @@ class HardDeleteForbiddenError(ChangeRefusedError):
 
 class StoreError(MythicClientsError):
     """A store did not confirm."""
+
+    record_id: int | None = None
+    """That of the deletion record that is pending now, where step 1 was taken and that is known."""
 
     @property
     def cause(self) -> str:

@@ -4,9 +4,9 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-from flask import Flask, current_app
+from flask import Blueprint, Flask, current_app
 
 from .auth import AdminKeys, VerifyKey
 from .cli import create_group
@@ -22,15 +22,24 @@ from .views import create_blueprint
 logger = logging.getLogger(__package__)
 
 
+class Watcher(Protocol):
+    """Watches what is asked of the routes, as `metrics.Metrics` does."""
+
+    def watch(self, kind: str, blueprint: Blueprint) -> None:
+        """Take hold of the blueprint of a kind of client, before it is registered."""
+        ...
+
+
 class MythicClients:
     """Deletes clients from a repository and a key-value store; one object may serve several apps.
 
-    `name` mounts a second kind of client beside the first, with a route, settings and commands of its own:
+    `name` mounts a second kind of client beside the first, with routes, settings and commands of its own:
     "organizations" has `{prefix}/organizations/<id>`, `MYTHIC_ORGANIZATIONS_*`, `flask mythic-organizations`.
     `kv` is one key-value store or a list of them, all of which must confirm.
     `entries` names a client's entries where templates cannot: it gets the row and returns key → value,
     or key → None where only the host knows the value. `verify_key` replaces the list of admin keys: it
-    gets the bearer token and returns the actor's name, or None.
+    gets the bearer token and returns the actor's name, or a pair of that and an iterable of rights, or None.
+    `metrics` counts the requests, and measures them (`metrics.Metrics`).
     """
 
     def __init__(
@@ -42,6 +51,7 @@ class MythicClients:
         name: str = CLIENTS,
         entries: Callable[[Any], Entries] | None = None,
         verify_key: VerifyKey | None = None,
+        metrics: Watcher | None = None,
     ) -> None:
         if not callable(getattr(repository, "record", None)):
             raise ConfigurationError(
@@ -56,16 +66,19 @@ class MythicClients:
         for argument, function in (("entries", entries), ("verify_key", verify_key)):
             if function is not None and not callable(function):
                 raise ConfigurationError(f"{argument}= takes a function, not {type(function).__name__}.")
+        if metrics is not None and not callable(getattr(metrics, "watch", None)):
+            raise ConfigurationError(f"metrics= takes a metrics.Metrics, not {type(metrics).__name__}.")
         self._kind = check_kind(name)
         self._repository = repository
         self._kv = join(stores)
         self._entries = entries
         self._verify_key = verify_key
+        self._metrics = metrics
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Register the route and the commands; joins, and does no I/O.
+        """Register the routes and the commands; joins, and does no I/O.
 
         Raises ConfigurationError for a wrong setting, and for a second call on one app.
         """
@@ -88,7 +101,9 @@ class MythicClients:
             on_settled=partial(announce, app, kind),
         )
         verify_key = self._verify_key or AdminKeys(settings.admin_keys)
-        blueprint = create_blueprint(kind, service, verify_key, settings.url_prefix, settings.retry_after)
+        blueprint = create_blueprint(kind, service, verify_key, settings)
+        if self._metrics is not None:
+            self._metrics.watch(kind, blueprint)
         app.register_blueprint(blueprint)
         if callable(exempt := getattr(app.extensions.get("csrf"), "exempt", None)):
             exempt(

@@ -16,10 +16,10 @@ from .errors import (
     MythicClientsError,
     StoreError,
 )
-from .model import Action, Batch, Change, DeletionRecord, Outcome, Result, is_client_id
+from .model import Action, Batch, Change, Outcome, Result, is_client_id
 from .ports import BulkSteps, ClientRepository
 
-AT_ONCE = 500
+AT_ONCE = 1000
 REPLAYED_AT_ONCE = 5000
 _T = TypeVar("_T")
 
@@ -51,7 +51,7 @@ class Many:
         """Yield what came of each, in their order; a client that others hold is waited for."""
         for batch in batches(changes):
             possible = {change.client_id: change for change in batch if is_client_id(change.client_id)}
-            done = self._finish(self._record([*possible.values()]).records)
+            done = self._finish(self._record([*possible.values()]).recorded)
             for change in batch:
                 if change.client_id in done:
                     yield done.pop(change.client_id)
@@ -62,7 +62,7 @@ class Many:
         """Yield what came of each that is still there; a client that others hold is left to them."""
         for batch in batches(changes):
             taken = self._record(batch)
-            done = self._finish(taken.records)
+            done = self._finish(taken.recorded)
             for client_id in (change.client_id for change in batch):
                 if client_id in done:
                     yield done[client_id]
@@ -89,7 +89,7 @@ class Many:
 
     def _replayed(self, changes: Sequence[Change]) -> Iterator[Outcome]:
         taken = self._record(changes)
-        done = self._finish(taken.records)
+        done = self._finish(taken.recorded)
         for change in changes:
             if change.client_id in taken.held:
                 yield Outcome(change.client_id, Result.HELD)
@@ -100,7 +100,7 @@ class Many:
 
     def _record(self, changes: Sequence[Change]) -> Batch:
         """Take step 1 for all, or for halves, where something forbids it for one of them."""
-        taken = Batch((), alone=frozenset(change.client_id for change in changes))
+        taken = Batch(frozenset(), alone=frozenset(change.client_id for change in changes))
         if self._bulk is None or not changes:
             return taken
         recorded = self._bulk.record_each(changes, self._entries)
@@ -112,9 +112,9 @@ class Many:
         half = len(changes) // 2
         return self._record(changes[:half]) + self._record(changes[half:])
 
-    def _finish(self, records: Collection[DeletionRecord]) -> dict[str, Outcome]:
-        """Take step 2 for what was recorded; return what came of each client."""
-        client_ids = sorted({record.client_id for record in records})
+    def _finish(self, recorded: Collection[str]) -> dict[str, Outcome]:
+        """Take step 2 for whom step 1 was taken; return what came of each."""
+        client_ids = sorted(recorded)
         settled = self._settle(client_ids) if client_ids else ()
         return {
             client_id: Outcome(client_id)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any
 
-from .errors import InvalidClientIdError, InvalidReasonError
+from .errors import InvalidClientIdError, InvalidReasonError, InvalidRequestIdError
 
 CLIENT_ID = re.compile(r"[a-zA-Z0-9_-]{1,255}")
 
@@ -28,6 +28,11 @@ def check_client_id(client_id: str) -> None:
 def is_text(text: object) -> bool:
     """Whether the ledger takes it as a reason, or as the name of an actor: one line, that can be printed."""
     return isinstance(text, str) and 0 < len(text) <= 500 and text.isprintable()
+
+
+def is_request_id(text: object) -> bool:
+    """Whether the ledger takes it as the id of a request, and a header of an answer has room for it."""
+    return isinstance(text, str) and 0 < len(text) <= 128 and text.isascii() and text.isprintable()
 
 
 def check_reason(client_id: str, reason: str) -> None:
@@ -77,8 +82,20 @@ class Change:
     actor: str
     only_if_inactive: bool = False
     reason: str | None = field(default=None, repr=False)
+    request_id: str | None = None
     requested_at: datetime | None = None
     """Of one that is taken again, when it was first: it is recorded also where nothing is to change."""
+
+    def check(self) -> None:
+        """Refuse what the ledger does not take.
+
+        Raises InvalidClientIdError, InvalidReasonError, InvalidRequestIdError.
+        """
+        check_client_id(self.client_id)
+        if self.reason is not None:
+            check_reason(self.client_id, self.reason)
+        if self.request_id is not None and not is_request_id(self.request_id):
+            raise InvalidRequestIdError(self.client_id)
 
     def applies_to(self, client: Client) -> bool:
         """Whether the client is one that this change would change."""
@@ -96,7 +113,7 @@ class DeletionRecord:
     """A line of the ledger; pending while `settled_at` is None. Times are the repository's, aware, in UTC.
 
     Long after it was verified, it has in place of its keys `kv_digests`: of each the SHA-256, in hex.
-    `reason` is what the caller gave as one.
+    `reason` is what the caller gave as one, and `request_id` what its request had as one.
     `attempts` counts how often a reconcile tried in vain; `last_error` is what it met last.
     `kind` is the name under which its kind of client was mounted; the service says it, not the repository.
     """
@@ -114,6 +131,7 @@ class DeletionRecord:
     kv_digests: tuple[str, ...] = ()
     reason: str | None = field(default=None, repr=False)
     kind: str = "clients"
+    request_id: str | None = None
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -132,16 +150,16 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What step 1 has done for many clients; of those that are in none of these, nothing was to change."""
+    """For whom step 1 was taken, of many; for those that are in none of these, nothing was to change."""
 
-    records: tuple[DeletionRecord, ...]
+    recorded: frozenset[str]
     held: frozenset[str] = frozenset()
     """Left, for another transaction holds them."""
     alone: frozenset[str] = frozenset()
     """Left, for each has to be changed alone: the host's mapping has more to do."""
 
     def __add__(self, other: "Batch") -> "Batch":
-        return Batch(self.records + other.records, self.held | other.held, self.alone | other.alone)
+        return Batch(self.recorded | other.recorded, self.held | other.held, self.alone | other.alone)
 
 
 class Result(StrEnum):
@@ -319,6 +337,48 @@ class Shown:
     client: Client | None
     entries: tuple[Entry, ...]
     records: tuple[DeletionRecord, ...]
+
+
+class Wrong(StrEnum):
+    """What is wrong with an entry, or with all of a client."""
+
+    STALE = "does not say what the row says"
+    LEFT = "is there, though the client is inactive"
+    SHARED = "seems wrong, and several clients own it: give each a key of its own"
+    ORPHAN = "belongs to no client"
+    UNNAMED = "the entries of the client could not be named"
+    REFUSED = "the key-value store refuses it"
+    HELD = "seemed wrong, and another transaction holds the client"
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfLine:
+    """What an audit has found wrong, twice.
+
+    `client_id` is None of an entry of which nobody can tell whose it was; `key` where it is all entries of a
+    client.
+    """
+
+    client_id: str | None
+    key: str | None = field(repr=False)
+    wrong: Wrong
+    cause: str | None = None
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What an audit has done since it told the last time.
+
+    It has looked at so many clients, and so many entries to find their owners. `note` tells what it cannot
+    look at. `again` seemed to be wrong, and are looked at once more after a wait.
+    """
+
+    clients: int = 0
+    entries: int = 0
+    found: tuple[OutOfLine, ...] = ()
+    note: str | None = None
+    again: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 `flask_mythic_clients.testing` holds the contracts in executable form.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -83,6 +83,28 @@ class ReadableStore(KeyValueStore, Protocol):
 
 
 @runtime_checkable
+class ScannableStore(ReadableStore, Protocol):
+    """A key-value store that can be walked through."""
+
+    def scan(self, texts: Sequence[str]) -> Iterator[Collection[str]]:
+        """Iterate over pages of the keys that are made of these texts, in turn, with any text between two.
+
+        What is there all the while comes at least once. Raises KeyValueStoreError.
+        """
+        ...
+
+
+@runtime_checkable
+class JoinedStores(KeyValueStore, Protocol):
+    """Several key-value stores that are asked as one."""
+
+    @property
+    def each(self) -> Sequence[KeyValueStore]:
+        """The stores."""
+        ...
+
+
+@runtime_checkable
 class CheckedStore(KeyValueStore, Protocol):
     """A key-value store that can be looked at before it is relied on."""
 
@@ -95,7 +117,7 @@ class CheckedStore(KeyValueStore, Protocol):
 
 
 class DeletionSteps(Protocol):
-    """The steps of a deletion (README, "How it works"). Every method raises RepositoryError.
+    """The steps of a deletion (docs/failures.md). Every method raises RepositoryError.
 
     All times are the database's own, taken by the statement that writes or compares them: those who call have
     clocks of their own, which differ by minutes.
@@ -300,6 +322,27 @@ class Archive(Protocol):
 
         The newest record of a client that has a row stays. Return how many were deleted, and what to pass as
         `after` for the next ones; None where there are none.
+        """
+        ...
+
+
+@runtime_checkable
+class AuditedRepository(Protocol):
+    """A repository that can be compared with a key-value store. Every method raises RepositoryError."""
+
+    def sample(self, number: int) -> Iterable[Client]:
+        """Iterate over so many clients, chosen at random, each once; over all where there are fewer."""
+        ...
+
+    def fitting(self, column: str, texts: Collection[str]) -> Collection[str]:
+        """Return those by which a value may be written that a row can have in the column; no I/O."""
+        ...
+
+    def owners(self, columns: Sequence[str], among: Collection[str]) -> Collection[tuple[str | None, ...]]:
+        """Return the values, as text, that rows have in the columns, of rows with one of these in the first.
+
+        A column that is NULL makes None. Rows count that are clients of another kind, too. Raises
+        ConfigurationError where rows cannot be found by the first column, or a policy may hide them.
         """
         ...
 

@@ -2,21 +2,27 @@
 
 import dataclasses
 import json
+import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any
 
 import click
 
-from .model import Fate, Outcome, Preview, Result
+from .model import Fate, Looked, Outcome, OutOfLine, Preview, Result, Wrong
+from .sampling import in_line_at_least
 
 
-def keys(keys: tuple[str, ...], show: bool) -> tuple[str, ...]:
-    """Shorten keys, which may be secrets, to what all clients' have in common."""
-    return keys if show else tuple(f"{key.partition(':')[0]}:…" if ":" in key else "…" for key in keys)
+def keys(keys: Iterable[str], begins: Collection[str] | None) -> tuple[str, ...]:
+    """Shorten keys, which may be secrets, to what all clients' begin with; None shows them."""
+    if begins is None:
+        return tuple(keys)
+    return tuple(
+        f"{max((each for each in begins if key.startswith(each)), key=len, default='')}…" for key in keys
+    )
 
 
 def print_json(value: Any) -> None:
@@ -48,7 +54,7 @@ def is_terminal() -> bool:
 
 # What stands side by side, and what below that in a line of its own, where there is anything.
 _SIDE_BY_SIDE = ("id", "status", "action", "actor", "requested_at", "settled_at", "verified_at")
-_BELOW = ("reason", "kv_keys", "kv_digests", "attempts", "last_error")
+_BELOW = ("reason", "request_id", "kv_keys", "kv_digests", "attempts", "last_error")
 
 
 def _print_for_people(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -166,3 +172,65 @@ class Counted:
         names = {Result.DONE: done}
         counts = {names.get(result, result.name.lower()): self._counts[result] for result in Result}
         return {**counts, "one_by_one": self._alone}
+
+
+def _is_nobodys(found: OutOfLine) -> bool:
+    """Whether it was found by its key, and not by a client's row."""
+    return found.wrong is Wrong.ORPHAN or found.client_id is None
+
+
+class Audited:
+    """What an audit has looked at and found so far, with a count on stderr."""
+
+    def __init__(self, looks: Iterable[Looked]) -> None:
+        self._looks = looks
+        self._found: Counter[Wrong] = Counter()
+        self._wrong_clients = self._wrong_entries = 0
+        self.clients = self.entries = self.repaired = 0
+
+    def __iter__(self) -> Iterator[Looked]:
+        """Yield each look."""
+        if not sys.stderr.isatty():
+            yield from map(self._count, self._looks)
+            return
+        with click.progressbar(self._looks, item_show_func=self._told, file=sys.stderr) as bar:
+            yield from map(self._count, bar)
+
+    def _count(self, looked: Looked) -> Looked:
+        self.clients += looked.clients
+        self.entries += looked.entries
+        self.repaired += sum(found.repaired for found in looked.found)
+        self._found.update(found.wrong for found in looked.found)
+        of_nobody = {found.key for found in looked.found if _is_nobodys(found)}
+        self._wrong_entries += len(of_nobody)
+        self._wrong_clients += len({found.client_id for found in looked.found if not _is_nobodys(found)})
+        return looked
+
+    def _told(self, _: object) -> str:
+        return f"{self.clients} clients, {self.entries} entries"
+
+    @property
+    def out_of_line(self) -> int:
+        """How many were found."""
+        return self._found.total()
+
+    def summary(self, found: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+        """Return how many, and what was found, if it is given."""
+        counts = {
+            "clients": self.clients,
+            "entries": self.entries,
+            "out_of_line": self.out_of_line,
+            "repaired": self.repaired,
+        }
+        return counts if found is None else {**counts, "found": found}
+
+    def bounds(self, sample: int) -> Iterator[str]:
+        """Yield what so many of each, chosen at random, tell of all."""
+        wrong = {"clients": self._wrong_clients, "entries": self._wrong_entries}
+        for what, looked_at in (("clients", self.clients), ("entries", self.entries)):
+            told = f"{what}: {wrong[what]:,} of {looked_at:,} out of line".replace(",", " ")
+            if looked_at < sample:
+                yield f"{told}, and those are all"
+            else:
+                share = math.floor(in_line_at_least(wrong[what], looked_at) * 10_000) / 100
+                yield f"{told}: at least {share:.2f} % in line (95 %)"

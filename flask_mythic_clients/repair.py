@@ -110,7 +110,7 @@ class Repair:
             return False
         logger.error(
             "The key-value store remembers what was done until %s, and of some that was done since then the "
-            "ledger has no keys. It needs an audit: look in it for entries of clients that are gone.",
+            "ledger has no keys. It needs an audit: run `audit`, and see what it would repair.",
             self._mark,
         )
         return True

@@ -2,24 +2,24 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Protocol
 
+from . import logs
+from .audit import Audit
 from .check import findings
-from .entries import Entries, EntryRule, Value
+from .entries import Entries, EntryRule, KeyTemplates, Value, Wished, as_bytes, wished
 from .errors import (
     BusyError,
     ClientNotFoundError,
     ConfigurationError,
     EntriesRefusedError,
-    ForeignError,
     HardDeleteForbiddenError,
     KeyValueStoreError,
-    MythicClientsError,
     RepositoryError,
+    StoreError,
 )
 from .many import REPLAYED_AT_ONCE, Many, batches
 from .model import (
@@ -33,9 +33,11 @@ from .model import (
     HardDelete,
     Health,
     Holding,
+    Looked,
     Outcome,
     Preview,
     Reconciliation,
+    Recorded,
     Result,
     Shown,
     SoftDeleteEntries,
@@ -47,19 +49,17 @@ from .ports import (
     Begun,
     BulkSteps,
     ClientRepository,
+    JoinedStores,
     KeyValueStore,
     QuickSteps,
     ReadableStore,
     RememberingStore,
     Run,
 )
-from .repair import PageAfter, Repair, mark_name, pages
+from .repair import Repair, mark_name, pages
+from .sweep import Sweep
 
 logger = logging.getLogger(__package__)
-
-
-class _Step(Protocol):
-    def __call__(self, client_ids: Collection[str], /, *, wait: bool) -> Holding: ...
 
 
 class DeletionService:
@@ -83,6 +83,7 @@ class DeletionService:
         on_settled: Callable[[DeletionRecord], None] = lambda _: None,
     ) -> None:
         self._repository = repository
+        self._sweep = Sweep(repository)
         self._quick = repository if isinstance(repository, QuickSteps) else None
         self._kv = kv
         self._entries = entries
@@ -94,29 +95,35 @@ class DeletionService:
         self._keys_kept = keys_kept
         self._on_settled = on_settled
 
-    def soft_delete(self, client_id: str, *, actor: str, reason: str | None = None) -> None:
+    def soft_delete(
+        self, client_id: str, *, actor: str, reason: str | None = None, request_id: str | None = None
+    ) -> None:
         """Set the client's status to false.
 
         A client that already is deleted is success, and its entries are written again. The ledger keeps who
-        did it, and the reason; what was done before is not recorded again, nor is another reason for it.
-        Raises InvalidClientIdError, InvalidReasonError, ClientNotFoundError, ChangeRefusedError, StoreError.
+        did it, the reason, and the id of the request; what was done before is not recorded again, nor is
+        another reason for it. Raises InvalidClientIdError, InvalidReasonError, InvalidRequestIdError,
+        ClientNotFoundError, ChangeRefusedError, StoreError.
         """
-        self._carry_out(Action.SOFT, client_id, actor, reason)
+        self._carry_out(Change(client_id, Action.SOFT, actor, reason=reason, request_id=request_id))
 
-    def hard_delete(self, client_id: str, *, actor: str, reason: str | None = None) -> None:
+    def hard_delete(
+        self, client_id: str, *, actor: str, reason: str | None = None, request_id: str | None = None
+    ) -> None:
         """Remove the client's row and entries for good; on return both stores have confirmed.
 
-        Raises InvalidClientIdError, InvalidReasonError, ClientNotFoundError, ChangeRefusedError, StoreError.
+        Raises what `soft_delete` does.
         """
-        self._carry_out(Action.HARD, client_id, actor, reason)
+        self._carry_out(Change(client_id, Action.HARD, actor, reason=reason, request_id=request_id))
 
-    def restore(self, client_id: str, *, actor: str, reason: str | None = None) -> None:
+    def restore(
+        self, client_id: str, *, actor: str, reason: str | None = None, request_id: str | None = None
+    ) -> None:
         """Take a soft delete back.
 
-        An active client is success, and its entries are written again.
-        Raises InvalidClientIdError, InvalidReasonError, ClientNotFoundError, ChangeRefusedError, StoreError.
+        An active client is success, and its entries are written again. Raises what `soft_delete` does.
         """
-        self._carry_out(Action.RESTORE, client_id, actor, reason)
+        self._carry_out(Change(client_id, Action.RESTORE, actor, reason=reason, request_id=request_id))
 
     def reconcile(self, *, since: timedelta | None = None) -> Reconciliation:
         """Settle all that is pending, verify all that is due; safe anywhere, at any time.
@@ -129,9 +136,9 @@ class DeletionService:
         Raises StoreError when a store is away: what is left stays pending.
         """
         repair = Repair(self._repository, self._kv, self._kind, self._bring_in_line_again)
-        settled = self._sweep(self._settle, self._repository.pending)
+        settled = self._sweep.all(self._settle, self._repository.pending)
         due = partial(self._repository.due, settled_for=self._verify_after)
-        verified = self._sweep(self._verify, due)
+        verified = self._sweep.all(self._verify, due)
         left = settled.left | verified.left | repair.do_again(since)
         repair.forget_keys(self._keys_kept)
         blind = repair.is_blind()
@@ -215,8 +222,14 @@ class DeletionService:
             for some in batches(records, REPLAYED_AT_ONCE):
                 for record in archive.lacking(some):
                     reason = "replayed" + (f": {record.reason}" if record.reason else "")
-                    given = (record.client_id, record.action, record.actor)
-                    yield Change(*given, reason=reason[:500], requested_at=record.requested_at)
+                    yield Change(
+                        record.client_id,
+                        record.action,
+                        record.actor,
+                        reason=reason[:500],
+                        request_id=record.request_id,
+                        requested_at=record.requested_at,
+                    )
 
         yield from self._many().replay(lacking())
 
@@ -267,8 +280,7 @@ class DeletionService:
             if change.requested_at is not None:
                 self._replay_alone(change)
                 return
-            given = (change.action, change.client_id, change.actor, change.reason)
-            self._carry_out(*given, only_if_inactive=change.only_if_inactive)
+            self._carry_out(change)
 
         return Many(
             self._repository,
@@ -295,9 +307,9 @@ class DeletionService:
 
         try:
             # To wait takes fewer statements; and hardly anybody can hold what was recorded just now.
-            self._take(partial(step, wait=True), sorted(client_ids))
+            self._sweep.take(partial(step, wait=True), sorted(client_ids))
         except BusyError:
-            self._take(partial(step, wait=False), sorted(client_ids))
+            self._sweep.take(partial(step, wait=False), sorted(client_ids))
         return settled
 
     def pending(self) -> Iterator[DeletionRecord]:
@@ -354,18 +366,45 @@ class DeletionService:
             owned = dict(self._entries(client)) if client else {}
             keys = dict.fromkeys([*owned, *(key for record in records for key in record.kv_keys)])
             found = self._kv.read(list(keys)) if isinstance(self._kv, ReadableStore) else None
-        removes = self.soft_delete_entries is SoftDeleteEntries.REMOVE
-        stays = client is not None and (client.active or not removes)
+        stays = wished(client, owned, self.soft_delete_entries) if client else Wished((), {})
         entries = []
         for key in keys:
             there = None if found is None else key in found
             in_line: bool | None = None
-            if there is not None and not (stays and key in owned):
-                in_line = not there
-            elif there is not None and (value := owned[key]) is not None:
-                in_line = not there or (found or {}).get(key) == _bytes(value)
+            if found is not None and (key not in owned or key in stays.absent):
+                in_line = key not in found
+            elif found is not None and key in stays.known:
+                in_line = key not in found or found[key] == as_bytes(stays.known[key])
             entries.append(Entry(key, there, in_line))
         return Shown(client, tuple(entries), tuple(records))
+
+    def audit(
+        self,
+        *,
+        sample: int | None = None,
+        repair: bool = False,
+        min_age: timedelta = timedelta(minutes=5),
+    ) -> Iterator[Looked]:
+        """Compare the stores: entries with what the rows know of them, then keys with the rows that own them.
+
+        `sample` is how many clients and entries to look at, chosen at random. What seems wrong is looked at
+        again after `min_age`, which is for a request or a reconcile that is just at it, while the client is
+        held; only then it is told, and brought in line if `repair`.
+
+        An entry counts as nobody's if its key is one that a template could make, and no row owns it: another
+        part of the host may have made it. Raises ConfigurationError where the key-value store cannot be read,
+        StoreError when a store is away.
+        """
+        kv = self._kv
+        stores = kv.each if isinstance(kv, JoinedStores) else [kv]
+        given = (self._repository, kv, stores, self._entries, self.soft_delete_entries)
+        yield from Audit(*given, repair=repair, min_age=min_age).look(sample)
+
+    @property
+    def keys_begin(self) -> Collection[str]:
+        """What the keys of all clients begin with, which is no secret; of a function nobody knows."""
+        templates = self._entries.each if isinstance(self._entries, KeyTemplates) else ()
+        return {template.texts[0] for template in templates} - {""}
 
     def clients(self) -> Iterable[Client]:
         """Return all clients in the order of their ids."""
@@ -398,37 +437,34 @@ class DeletionService:
         given = (self._repository, self._kv, self._kind, self._entries)
         return list(findings(*given, removes=removes, verify_after=self._verify_after))
 
-    def _carry_out(
-        self,
-        action: Action,
-        client_id: str,
-        actor: str,
-        reason: str | None = None,
-        *,
-        only_if_inactive: bool = False,
-    ) -> None:
-        check_client_id(client_id)
-        if reason is not None:
-            check_reason(client_id, reason)
-        guarded = (self._guarded and action is Action.HARD) or only_if_inactive
-        change = Change(client_id, action, actor, only_if_inactive=guarded, reason=reason)
-        with self._both_steps(change) as (recorded, holding, settle_alone):
-            settled = None
-            if holding is not None:
-                self._bring_in_line(holding, self._kv, removals=holding.records)
-            elif recorded is not None:
-                settled = self._settle_alone(recorded.record, settle_alone)
-        if settled is not None:
-            self._on_settled(self._named(settled))
-            return
-        if holding is None:
-            holding = self._settle([client_id])
-        else:
-            self._announce(holding)
-        if recorded is None:
-            self._explain(action, client_id, holding)
-            if action is not Action.HARD and not holding.records:
-                self._write_again(client_id)
+    def _carry_out(self, change: Change) -> None:
+        change.check()
+        if self._guarded and change.action is Action.HARD:
+            change = replace(change, only_if_inactive=True)
+        begun: Recorded | None = None
+        holding: Holding | None = None
+        try:
+            with self._both_steps(change) as (recorded, holding, settle_alone):
+                begun, settled = recorded, None
+                if holding is not None:
+                    self._bring_in_line(holding, self._kv, removals=holding.records)
+                elif recorded is not None:
+                    settled = self._settle_alone(recorded.record, settle_alone)
+            if settled is not None:
+                self._settled(settled)
+                return
+            if holding is None:
+                holding = self._settle([change.client_id])
+            else:
+                self._announce(holding)
+            if recorded is None:
+                self._explain(change, holding)
+        except StoreError as error:
+            if begun is not None:
+                error.record_id = begun.record.id
+            elif holding is not None and holding.records:
+                error.record_id = holding.records[-1].id  # which an earlier request has left
+            raise
 
     @contextmanager
     def _both_steps(self, change: Change) -> Iterator[Begun]:
@@ -446,8 +482,13 @@ class DeletionService:
         elif recorded.alone and change.action is Action.HARD:
             yield Begun(recorded, None, settle_alone)
             return
-        with self._repository.settle([change.client_id]) as holding:
-            yield Begun(recorded, holding, settle_alone)
+        try:
+            with self._repository.settle([change.client_id]) as holding:
+                yield Begun(recorded, holding, settle_alone)
+        except StoreError as error:
+            if recorded is not None:
+                error.record_id = recorded.record.id
+            raise
 
     def _settle_alone(
         self, record: DeletionRecord, settle_alone: Callable[[DeletionRecord], DeletionRecord | None]
@@ -461,29 +502,29 @@ class DeletionService:
         self._kv.apply(remove=record.kv_keys, overwrite={})
         return settle_alone(record)
 
-    def _explain(self, action: Action, client_id: str, holding: Holding) -> None:
+    def _explain(self, change: Change, holding: Holding) -> None:
         """Raise where nothing was recorded because the row is absent, or because the guard held it back.
 
         Where it already was as wished, that is success. What an earlier request left pending is finished.
         """
+        client_id, removes = change.client_id, change.action is Action.HARD
         present = client_id in holding.clients
-        if action is Action.HARD:
+        if removes:
             if present and self._guarded:
                 raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES[self._guard])
             present = False  # it was absent a moment ago: a row there now is a newer client
-        if not present and (not holding.records or action is Action.RESTORE):
+        if not present and (not holding.records or change.action is Action.RESTORE):
             raise ClientNotFoundError(client_id)
+        if not removes and not holding.records:
+            self._write_again(client_id)
+            logs.nothing_to_do(change)
 
     def _write_again(self, client_id: str) -> None:
         """Bring the entries in line though nothing was recorded: the caller may have seen a wrong one."""
         with self._repository.hold([client_id]) as holding:
             for client in holding.clients.values():
-                entries = self._entries(client)
-                if client.active or self.soft_delete_entries is SoftDeleteEntries.REWRITE:
-                    known = {key: value for key, value in entries.items() if value is not None}
-                    self._kv.apply(remove=(), overwrite=known)
-                else:
-                    self._kv.apply(remove=entries.keys(), overwrite={})
+                absent, known = wished(client, self._entries(client), self.soft_delete_entries)
+                self._kv.apply(remove=absent, overwrite=known)
 
     def _settle(self, client_ids: Collection[str], *, wait: bool = True) -> Holding:
         with self._repository.settle(client_ids, wait=wait) as holding:
@@ -493,7 +534,11 @@ class DeletionService:
 
     def _announce(self, holding: Holding) -> None:
         for record in holding.records:
-            self._on_settled(record)
+            self._settled(record)
+
+    def _settled(self, record: DeletionRecord) -> None:
+        logs.settled(record)
+        self._on_settled(record)
 
     def _named(self, record: DeletionRecord) -> DeletionRecord:
         return replace(record, kind=self._kind)
@@ -555,76 +600,6 @@ class DeletionService:
         except EntriesRefusedError as error:
             error.of(record.client_id for record in holding.records if error.keys & {*record.kv_keys})
             raise
-
-    def _sweep(self, step: _Step, page_after: PageAfter) -> "_Swept":
-        """Take the step for all clients on the pages."""
-        swept = _Swept()
-        # First what nobody holds, so that many reconcile side by side; then what its holder has not finished.
-        for wait in (False, True):
-            before = None
-            for page in pages(page_after):
-                todo = page
-                while client_ids := sorted({record.client_id for record in todo} - swept.left):
-                    self._repository.make_durable()
-                    try:
-                        swept += self._take(partial(step, wait=wait), client_ids)
-                        break
-                    except BusyError:
-                        still = {record.id for record in page_after(after=before)}
-                        rest = [record for record in todo if record.id in still]
-                        if len(rest) == len(todo):
-                            return swept + self._left_to_others(page_after, swept.left)
-                        todo = rest  # others get on with it; a database that locks as a whole was theirs
-                before = page[-1]
-        return swept
-
-    def _left_to_others(self, page_after: PageAfter, known: Collection[str]) -> "_Swept":
-        """Return what is still to be done; one wait in vain is enough, or each held one would cost one."""
-        left = {record.client_id for page in pages(page_after) for record in page} - set(known)
-        if left:
-            logger.warning(
-                "Clients left, for another transaction holds them: %d, %s first.", len(left), min(left)
-            )
-        return _Swept(left=frozenset(left))
-
-    def _take(self, step: Callable[[Sequence[str]], Holding], client_ids: Sequence[str]) -> "_Swept":
-        try:
-            return _Swept(len(step(client_ids).records))
-        except EntriesRefusedError as error:
-            refused = error.client_ids or frozenset(client_ids)
-            swept = self._leave(refused, error.__cause__ or error)
-            others = [client_id for client_id in client_ids if client_id not in refused]
-            return swept + self._take(step, others) if others else swept
-        except MythicClientsError:
-            raise
-        except Exception as error:  # the host's rule for entries failed: find out for whom, finish the others
-            if len(client_ids) > 1:
-                half = len(client_ids) // 2
-                return self._take(step, client_ids[:half]) + self._take(step, client_ids[half:])
-            return self._leave(client_ids, ForeignError.told(error))
-
-    def _leave(self, client_ids: Collection[str], error: BaseException) -> "_Swept":
-        """Note that these could not be reconciled."""
-        for client_id in sorted(client_ids):
-            logger.error("Client %s could not be reconciled.", client_id, exc_info=error)
-        with suppress(BusyError):
-            self._repository.note_failure(client_ids, f"{error}")
-        return _Swept(left=frozenset(client_ids))
-
-
-@dataclass(frozen=True)
-class _Swept:
-    """How many records a step has done, and the clients it had to leave."""
-
-    records: int = 0
-    left: frozenset[str] = frozenset()
-
-    def __add__(self, other: "_Swept") -> "_Swept":
-        return _Swept(self.records + other.records, self.left | other.left)
-
-
-def _bytes(value: Value) -> bytes:
-    return value.encode() if isinstance(value, str) else value
 
 
 _GUARD_MESSAGES = {

@@ -24,6 +24,11 @@ class SeveralStores:
     def __init__(self, stores: Sequence[KeyValueStore]) -> None:
         self._stores = tuple(stores)
 
+    @property
+    def each(self) -> Sequence[KeyValueStore]:
+        """The stores."""
+        return self._stores
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {list(self._stores)}>"
 

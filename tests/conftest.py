@@ -1,6 +1,7 @@
 """The stores the tests run on: every database and every key-value store, real and throwaway."""
 
 import functools
+import gc
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -33,9 +34,10 @@ _T = TypeVar("_T")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the command line size a campaign."""
+    """Let the command line size a campaign, and ask for pictures."""
     parser.addoption("--size", type=int, help="how large a campaign is; each has a small default of its own")
     parser.addoption("--quick", action="store_true", help="on SQLite and in memory alone: start no server")
+    parser.addoption("--pictures", help="the folder in which pictures of the console are kept")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,6 +47,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if _needs_a_server(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
+
+
+def pytest_collection_finish() -> None:
+    """Keep thousands of tests out of the garbage collector's sight: it would look through them each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _needs_a_server(item: pytest.Item) -> bool:

@@ -3,6 +3,8 @@
 Held to the same contracts as the real ones. Another process does not see them.
 """
 
+import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -77,6 +79,13 @@ class MemoryStore:
         """Fulfil `ports.ReadableStore.read`."""
         found = {key: self.find(key) for key in keys}
         return {key: value for key, value in found.items() if value is not None}
+
+    def scan(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        """Fulfil `ports.ScannableStore.scan`, in one page."""
+        pattern = re.compile(".*".join(map(re.escape, texts)), re.DOTALL)
+        with self._lock:
+            found = [key for key in [*self._entries] if pattern.fullmatch(key) and self._alive(key)]
+        yield found
 
     def lease(self, key: str) -> str | None:
         """Fulfil `leases.Leases.lease`."""
@@ -218,6 +227,7 @@ class MemoryRepository:
                 kv_keys=tuple(entries(client)) if client else (),
                 requested_at=change.requested_at or self._clock(),
                 reason=change.reason,
+                request_id=change.request_id,
             )
             if applies:
                 self._change(change)
@@ -228,16 +238,16 @@ class MemoryRepository:
 
     def record_each(self, changes: Sequence[Change], entries: EntryRule) -> Batch | None:
         """Fulfil `ports.BulkSteps.record_each`."""
-        recorded, held = [], set()
+        recorded, held = set(), set()
         with self._changed:
             if any(change.client_id in self._kept for change in changes):
                 return None
             for change in changes:
                 if change.client_id in self._rows_held:
                     held.add(change.client_id)
-                elif (done := self.record(change, entries)) is not None:
-                    recorded.append(done.record)
-        return Batch(tuple(recorded), frozenset(held))
+                elif self.record(change, entries) is not None:
+                    recorded.add(change.client_id)
+        return Batch(frozenset(recorded), frozenset(held))
 
     def inactive(self, *, for_at_least: timedelta, after: Inactive | None) -> Sequence[Inactive]:
         """Fulfil `ports.BulkSteps.inactive`."""
@@ -390,6 +400,22 @@ class MemoryRepository:
         """Fulfil `ports.ClientDirectory.clients`."""
         with self._changed:
             return list(self._clients(sorted(self._rows)).values())
+
+    def sample(self, number: int) -> Sequence[Client]:
+        """Fulfil `ports.AuditedRepository.sample`."""
+        clients = self.clients()
+        return random.sample(clients, min(number, len(clients)))
+
+    def fitting(self, column: str, texts: Collection[str]) -> Collection[str]:  # noqa: ARG002
+        """Fulfil `ports.AuditedRepository.fitting`: rows here may carry anything."""
+        return texts
+
+    def owners(self, columns: Sequence[str], among: Collection[str]) -> set[tuple[str | None, ...]]:
+        """Fulfil `ports.AuditedRepository.owners`."""
+        with self._changed:
+            values = [[getattr(row, column) for column in columns] for row in self._rows.values()]
+        rows = {tuple(None if value is None else f"{value}" for value in each) for each in values}
+        return {row for row in rows if row[0] in among}
 
     def preview(self, change: Change, entries: EntryRule) -> Preview | None:
         """Fulfil `ports.ClientDirectory.preview`."""

@@ -21,23 +21,26 @@ import pytest
 # Before the contracts are imported, or their assertions would fail without showing the values.
 _CONTRACTS = [
     *("fixtures", "recording", "settling", "verifying", "repairing", "reading", "quick", "bulk", "archive"),
+    "audited",
     *("key_value_store", "remembering", "leasing", "readable"),
 ]
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACTS))
 
 from .archive import ArchiveContract  # noqa: E402 - see above
+from .audited import AuditedRepositoryContract  # noqa: E402 - see above
 from .bulk import BulkStepsContract  # noqa: E402 - see above
 from .fixtures import AddClient, KeepRows, LetTimePass  # noqa: E402 - see above
 from .key_value_store import KeyValueStoreContract, RawStore  # noqa: E402 - see above
 from .leasing import ReadThroughContract, ReadThroughStore  # noqa: E402 - see above
 from .quick import QuickStepsContract  # noqa: E402 - see above
-from .readable import ReadableStoreContract  # noqa: E402 - see above
+from .readable import ReadableStoreContract, ScannableStoreContract  # noqa: E402 - see above
 from .remembering import RememberingStoreContract  # noqa: E402 - see above
 from .repository import ClientRepositoryContract  # noqa: E402 - see above
 
 __all__ = [
     "AddClient",
     "ArchiveContract",
+    "AuditedRepositoryContract",
     "BulkStepsContract",
     "ClientRepositoryContract",
     "KeepRows",
@@ -49,4 +52,5 @@ __all__ = [
     "ReadThroughStore",
     "ReadableStoreContract",
     "RememberingStoreContract",
+    "ScannableStoreContract",
 ]

@@ -2,6 +2,7 @@
 # ruff: noqa: D102 - the name of a test is its docstring
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -38,10 +39,9 @@ class BulkStepsContract(RepositoryFixtures):
         changes = [_change(id, action, actor=f"by {id} 🦊", reason=f"for {id}: 'x' %s") for id in self.ids]
         batch = _taken(repository, changes)
         assert (batch.held, batch.alone) == (frozenset(), frozenset())
-        assert sorted(record.client_id for record in batch.records) == sorted(self.ids)
+        assert batch.recorded == {*self.ids}
         for id in self.ids:
             (record,) = repository.history(id)
-            assert record in batch.records
             assert (record.action, record.actor, record.reason) == (
                 action,
                 f"by {id} 🦊",
@@ -52,7 +52,7 @@ class BulkStepsContract(RepositoryFixtures):
             assert _states(repository, id) == [(action, "pending")]
         there = {client.id: client.active for client in repository.clients()}
         assert there == ({} if action is _HARD else dict.fromkeys(self.ids, action is _RESTORE))
-        assert list(repository.pending(after=None)) == sorted(batch.records, key=lambda record: record.id)
+        assert {record.client_id for record in repository.pending(after=None)} == batch.recorded
 
     @pytest.mark.parametrize("action", [_SOFT, _HARD, _RESTORE])
     def test_the_absent_and_those_that_are_so_already_are_left_out(
@@ -64,9 +64,9 @@ class BulkStepsContract(RepositoryFixtures):
         changes = [_change(id, action, only_if_inactive=False) for id in self.ids]
         batch = _taken(repository, [changes[2], changes[1], changes[0]])
         both = {acme, acme2} if action is _HARD else {acme}
-        assert {record.client_id for record in batch.records} == both
+        assert batch.recorded == both
         assert _states(repository, absent) == []
-        assert _taken(repository, changes) == Batch(())
+        assert _taken(repository, changes) == Batch(frozenset())
 
     def test_an_active_client_is_left_where_only_the_inactive_are_meant(
         self, repository: ClientRepository, add_client: AddClient
@@ -75,7 +75,7 @@ class BulkStepsContract(RepositoryFixtures):
         add_client(acme)
         add_client(acme2, status=False)
         changes = [_change(id, _HARD, only_if_inactive=True) for id in (acme, acme2)]
-        assert [record.client_id for record in _taken(repository, changes).records] == [acme2]
+        assert _taken(repository, changes).recorded == {acme2}
         assert [client.id for client in repository.clients()] == [acme]
 
     def test_where_something_forbids_it_none_is_changed(
@@ -88,7 +88,7 @@ class BulkStepsContract(RepositoryFixtures):
         changes = [_change(id, _SOFT) for id in (acme, acme2)]
         batch = _bulk(repository).record_each(changes, _TEMPLATES)
         # Or each is left to be changed alone: what keeps rows may be known.
-        assert batch is None or (batch.records == () and batch.alone == {acme, acme2})
+        assert batch is None or (not batch.recorded and batch.alone == {acme, acme2})
         assert {client.id: client.active for client in repository.clients()} == {acme: True, acme2: True}
         assert _states(repository, acme) == []
 
@@ -108,8 +108,8 @@ class BulkStepsContract(RepositoryFixtures):
         except BusyError:
             return  # of a database that locks as a whole
         assert batch.held == {acme}
-        assert [record.client_id for record in batch.records] == [acme2]
-        assert [record.client_id for record in _taken(repository, changes).records] == [acme]
+        assert batch.recorded == {acme2}
+        assert _taken(repository, changes).recorded == {acme}
 
     def test_one_that_is_taken_again_is_recorded_as_it_was(
         self, repository: ClientRepository, add_client: AddClient
@@ -117,12 +117,13 @@ class BulkStepsContract(RepositoryFixtures):
         acme, acme2, _ = self.ids
         add_client(acme)
         add_client(acme2, status=False)
-        changes = [Change(id, _SOFT, "ops", reason="again", requested_at=_LONG_AGO) for id in self.ids]
+        told: Any = {"reason": "again", "request_id": "it's 7", "requested_at": _LONG_AGO}
+        changes = [Change(id, _SOFT, "ops", **told) for id in self.ids]
         batch = _taken(repository, changes)
-        assert {record.client_id for record in batch.records} == {*self.ids}
+        assert batch.recorded == {*self.ids}
         for id in self.ids:
             (record,) = repository.history(id)
-            assert (record.requested_at, record.reason) == (_LONG_AGO, "again")
+            assert {name: getattr(record, name) for name in told} == told
         assert {client.id: client.active for client in repository.clients()} == {acme: False, acme2: False}
         assert f"client:{acme}" in repository.history(acme)[0].kv_keys
 

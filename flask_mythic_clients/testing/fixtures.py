@@ -189,8 +189,9 @@ def _change(
     actor: str = "ops",
     only_if_inactive: bool = False,
     reason: str | None = None,
+    request_id: str | None = None,
 ) -> Change:
-    return Change(client_id, action, actor, only_if_inactive, reason)
+    return Change(client_id, action, actor, only_if_inactive, reason, request_id)
 
 
 def _record(repository: ClientRepository, client_id: str, *actions: Action) -> None:

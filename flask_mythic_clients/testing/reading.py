@@ -4,6 +4,7 @@
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -47,9 +48,8 @@ class ReadingContract(RepositoryFixtures):
             add_client(client_id, name="Zoë")
         repository.record(_change(acme, _SOFT, actor="Zoë 🦊"), _TEMPLATES)
         repository.record(_change(acme2, _SOFT), _TEMPLATES)
-        repository.record(
-            _change(acme, _HARD, actor="a" * 64, reason="Asked for: 'Ticket' 7 %s 🦊"), _TEMPLATES
-        )
+        told: Any = {"reason": "Asked for: 'Ticket' 7 %s 🦊", "request_id": "r'7 %s" + "~" * 122}
+        repository.record(_change(acme, _HARD, actor="a" * 64, **told), _TEMPLATES)
         _settle(repository, acme)
         _verify(repository, acme)
         soft, hard = repository.history(acme)
@@ -62,7 +62,8 @@ class ReadingContract(RepositoryFixtures):
             assert record.verified_at is not None
             assert record.requested_at <= record.settled_at <= record.verified_at
         assert soft.requested_at <= hard.requested_at
-        assert (soft.reason, hard.reason) == (None, "Asked for: 'Ticket' 7 %s 🦊")
+        assert (soft.reason, soft.request_id) == (None, None)
+        assert (hard.reason, hard.request_id) == tuple(told.values())
         assert isinstance(soft.action, Action)
         assert isinstance(soft.kv_keys, tuple)
 

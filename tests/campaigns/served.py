@@ -325,6 +325,12 @@ class Eyes:
                 for id, status in connection.execute(sa.select(self.clients[kind].c["id", "status"]))
             }
 
+    def rows(self) -> int:
+        """Count the rows that are there."""
+        with self.engine.connect() as connection:
+            counts = [sa.select(sa.func.count()).select_from(table) for table in self.clients.values()]
+            return sum(int(connection.scalar(count) or 0) for count in counts)
+
     def pending(self) -> int:
         """Count the pending records."""
         with self.engine.connect() as connection:

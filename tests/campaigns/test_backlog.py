@@ -32,6 +32,8 @@ from tests.integration.scene import KV_KEYS
 from .host import REPOSITORIES, db, document
 from .served import ROOT, Answer, Eyes, Load, Served, percentile, serve
 
+pytestmark = pytest.mark.timed
+
 PROCESSES = 4
 DEFAULT = 12000
 FULL = 200_000

@@ -13,6 +13,8 @@ import sqlalchemy as sa
 
 from .served import Answer, Eyes, Served, finish, serve
 
+pytestmark = pytest.mark.timed
+
 CROWD = 64
 PROCESSES = 4
 

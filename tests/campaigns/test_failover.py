@@ -280,8 +280,10 @@ def test_what_no_standby_has_is_acknowledged_by_no_repeat_either(
     assert sorted(half) == sorted(removed + off)  # no entry was touched meanwhile
     with Callers(served).load(removed + off) as load:
         load.join()
-    assert load.statuses() == {200: len(requests)}
+    # A request for which nobody waits any longer may have found the new primary, and removed it there.
+    assert [a for a in load.answers if a.status != 200 and (a.status, a.action) != (404, "hard")] == []
     assert lost(eyes, load.answers) == []
+    assert eyes.statuses() == dict.fromkeys(off, False)
 
 
 def test_a_failover_to_a_standby_that_was_left_behind_is_seen_to_lose_what_was_acknowledged(

@@ -1,7 +1,7 @@
 """Hostile input: schemathesis on the package's own OpenAPI document, with every check it has.
 
-`--size` is the number of cases on a database: half of them with the right key, a quarter with
-credentials that schemathesis makes up, a quarter with none.
+`--size` is the number of cases of a route on a database: half of them with the right key, a sixth with one
+that may only look, a sixth with credentials that schemathesis makes up, a sixth with none.
 """
 
 import json
@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from schemathesis.engine import events, from_schema
 from werkzeug.test import Client, TestResponse
 
+from flask_mythic_clients.auth import digest
 from flask_mythic_clients.openapi import openapi_document
+from flask_mythic_clients.rights import Route
 
 from ..hosts import ADMIN_KEY, Host, KeyValue, make_host
 
-SHARES = {"right": 2, "wrong": 4, "none": 4}  # one of so many cases
+METHODS = ("DELETE", "GET", "POST")
+SHARES = {"right": 2, "looking": 6, "wrong": 6, "none": 6}  # one of so many cases
 CREDENTIALS: dict[str, dict[str, Any]] = {
     "right": {"headers": {"Authorization": f"Bearer {ADMIN_KEY}"}},
+    "looking": {"headers": {"Authorization": "Bearer looking"}},
     "wrong": {},  # schemathesis makes up tokens, and leaves some out
     "none": {"generation": {"with-security-parameters": False}},
 }
@@ -36,9 +41,9 @@ CONFIG: dict[str, Any] = {
     "cache": {"enabled": False},  # it would lie in the checkout
     "checks": {
         # Narrower than their defaults. A valid request may be about a client that is not there, or one that
-        # must be soft-deleted first; an invalid one is never let through.
-        "positive_data_acceptance": {"expected-statuses": ["200", "401", "404", "409"]},
-        "negative_data_rejection": {"expected-statuses": ["400", "401", "405"]},
+        # must be soft-deleted first; an invalid one is never let through. Either may be too much for the key.
+        "positive_data_acceptance": {"expected-statuses": ["200", "401", "403", "404", "409"]},
+        "negative_data_rejection": {"expected-statuses": ["400", "401", "403", "405"]},
     },
 }
 # A time proves nothing on a busy machine, so there is no `max_response_time`.
@@ -70,7 +75,8 @@ class Tenants:
         self._every_second = cycle((True, False))
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        found = re.fullmatch(r"/api/v1/clients/([a-zA-Z0-9_-]{1,255})", environ["PATH_INFO"])
+        path = environ["PATH_INFO"]
+        found = re.fullmatch(r"/api/v1/clients/([a-zA-Z0-9_-]{1,255})(/restore|/deletion-preview)?", path)
         if found and next(self._every_second):
             self._make(found[1])
         return self._app(environ, start_response)
@@ -115,9 +121,17 @@ def _schemathesis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 def tenants(database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Tenants]:
     kv = empty_kv("either")
     # With this guard a hard delete has two answers, 200 and 409.
-    guard = {"MYTHIC_CLIENTS_HARD_DELETE": "after-soft-delete"}
-    with closing(make_host(database_url, kv.store, config=guard)) as host:
-        host.flask.add_url_rule("/openapi.json", view_func=openapi_document)
+    config = {
+        "MYTHIC_CLIENTS_HARD_DELETE": "after-soft-delete",
+        "MYTHIC_CLIENTS_ROUTES": list(Route),
+        "MYTHIC_CLIENTS_ADMIN_KEYS": {
+            "tests": digest(ADMIN_KEY),
+            "looking": {"digest": digest("looking"), "may": ["history", "preview", "status"]},
+        },
+    }
+    with closing(make_host(database_url, kv.store, config=config)) as host:
+        document = partial(openapi_document, routes=list(Route))
+        host.flask.add_url_rule("/openapi.json", "openapi", document)
         tenants = Tenants(host, kv.raw)
         host.flask.wsgi_app = tenants  # type: ignore[method-assign]
         yield tenants
@@ -137,10 +151,19 @@ def test_no_request_gets_an_answer_that_the_document_does_not_promise(
     with host.flask.app_context():
         records = host.db.session.scalar(sa.text("SELECT count(*) FROM client_deletions"))
     if key == "right":
-        assert {"DELETE 200", "DELETE 400", "DELETE 404"} <= set(answers)
+        expected = {f"{method} {status}" for method in METHODS for status in (200, 400, 404)}
+        assert expected <= set(answers)
         assert records >= fates["soft"] + 2 * fates["hard"] > 0
+        assert not [answer for answer in answers if answer.endswith("403")]
     else:
-        assert {answer for answer in answers if "DELETE" in answer} == {"DELETE 401"}
+        # A method that a path has not is the host's to refuse.
+        sent = {answer for answer in answers if answer.partition(" ")[0] in METHODS}
+        sent -= {f"{method} 405" for method in METHODS}
+        if key == "looking":
+            assert {answer for answer in sent if answer.endswith("403")} == {"DELETE 403", "POST 403"}
+            assert "GET 200" in sent
+        else:
+            assert sent == {f"{method} 401" for method in METHODS}
         assert (records, fates) == (0, {"active": len(tenants.made)})
     report(cases=sum(answers.values()), failures=len(failures), answers=dict(answers), clients=dict(fates))
 

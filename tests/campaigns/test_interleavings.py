@@ -228,22 +228,22 @@ def _settle_what_others_hold(
 class KeyValueFirst(DeletionService):
     """Takes the steps in the wrong order."""
 
-    def _carry_out(self, action: Action, client_id: str, actor: str, reason: str | None = None) -> None:
-        if action is Action.HARD:
+    def _carry_out(self, change: Change) -> None:
+        if change.action is Action.HARD:
             self._kv.apply(remove=KEYS, overwrite={})
         else:
-            self._kv.apply(remove=[], overwrite={KNOWN: value("first", action is Action.RESTORE)})
-        super()._carry_out(action, client_id, actor, reason)
+            self._kv.apply(remove=[], overwrite={KNOWN: value("first", change.action is Action.RESTORE)})
+        super()._carry_out(change)
 
 
 class WritesAfterStep1(DeletionService):
     """Writes after step 1 without holding the records, and then stamps them."""
 
-    def _carry_out(self, action: Action, client_id: str, actor: str, reason: str | None = None) -> None:
-        if self._repository.record(Change(client_id, action, actor), self._entries):
-            active = action is Action.RESTORE
+    def _carry_out(self, change: Change) -> None:
+        if self._repository.record(change, self._entries):
+            active = change.action is Action.RESTORE
             self._kv.apply(remove=[], overwrite={KNOWN: value("first", active)})
-        with self._repository.settle([client_id]):
+        with self._repository.settle([change.client_id]):
             pass
 
 

@@ -12,6 +12,8 @@ from .outages import AFTERWARDS, Dialogue, Do, Mix, Place, cuts, have_outage, lo
 from .proxy import Cut
 from .served import Answer
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.fixture(scope="module", params=["postgresql", "mariadb"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:

@@ -27,6 +27,8 @@ from .outages import (
 )
 from .served import Eyes
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql", "mariadb"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:

@@ -16,6 +16,7 @@ from flask_mythic_clients.testing import (
     ReadableStoreContract,
     ReadThroughContract,
     RememberingStoreContract,
+    ScannableStoreContract,
 )
 from tests import topologies
 from tests.conftest import Running
@@ -26,7 +27,11 @@ _MARK = Mark(_NOON, _NOON)
 
 
 class OurStoreContract(
-    KeyValueStoreContract, RememberingStoreContract, ReadThroughContract, ReadableStoreContract
+    KeyValueStoreContract,
+    RememberingStoreContract,
+    ReadThroughContract,
+    ReadableStoreContract,
+    ScannableStoreContract,
 ):
     """The contracts for one kind of store of ours."""
 

@@ -18,6 +18,7 @@ from flask_mythic_clients.ports import ClientRepository
 from flask_mythic_clients.testing import (
     AddClient,
     ArchiveContract,
+    AuditedRepositoryContract,
     BulkStepsContract,
     ClientRepositoryContract,
     KeepRows,
@@ -28,7 +29,9 @@ from flask_mythic_clients.testing.fixtures import RepositoryFixtures
 from tests.hosts import Host, make_host
 
 
-class TestMemoryRepository(ClientRepositoryContract, BulkStepsContract, ArchiveContract):
+class TestMemoryRepository(
+    ClientRepositoryContract, BulkStepsContract, ArchiveContract, AuditedRepositoryContract
+):
     """In this process."""
 
     @pytest.fixture
@@ -207,7 +210,7 @@ class TestOurColumns(SQLAlchemyContract):
         return Client
 
 
-class TestBulkSteps(SQLAlchemyFixtures, BulkStepsContract, ArchiveContract):
+class TestBulkSteps(SQLAlchemyFixtures, BulkStepsContract, ArchiveContract, AuditedRepositoryContract):
     """Many at once, and the ledger as a whole, on our own columns."""
 
     make_model = TestOurColumns.make_model
@@ -246,7 +249,9 @@ class TestColumnsOfTheHosts(SQLAlchemyContract):
         return add
 
 
-class TestBulkStepsOnColumnsOfTheHosts(SQLAlchemyFixtures, BulkStepsContract, ArchiveContract):
+class TestBulkStepsOnColumnsOfTheHosts(
+    SQLAlchemyFixtures, BulkStepsContract, ArchiveContract, AuditedRepositoryContract
+):
     """Many at once, on columns of the host's."""
 
     columns: ClassVar[dict[str, str]] = TestColumnsOfTheHosts.columns

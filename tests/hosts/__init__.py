@@ -69,11 +69,15 @@ class Host:
 
     def delete(self, path: str, key: str | None = ADMIN_KEY, **options: Any) -> Any:
         """Send DELETE {prefix}/clients/{path} as production callers do."""
+        return self.send("DELETE", path, key, **options)
+
+    def send(self, method: str, path: str, key: str | None = ADMIN_KEY, **options: Any) -> Any:
+        """Send a request for {prefix}/clients/{path}."""
         headers = {"Content-Type": "application/json", **options.pop("headers", {})}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
         test_client: FlaskClient = self.flask.test_client()
-        return test_client.delete(f"/api/v1/clients/{path}", headers=headers, **options)
+        return test_client.open(f"/api/v1/clients/{path}", method=method, headers=headers, **options)
 
     def close(self) -> None:
         """Give the database's connections back."""
@@ -98,10 +102,9 @@ def make_host(
     clients = MythicClients(repository=repository, kv=store, **extension)
     app = Flask("host")
     app.config.update(
-        SQLALCHEMY_DATABASE_URI=database_url,
-        MYTHIC_CLIENTS_ADMIN_KEYS={"tests": digest(ADMIN_KEY)},
-        **(config or {}),
+        SQLALCHEMY_DATABASE_URI=database_url, MYTHIC_CLIENTS_ADMIN_KEYS={"tests": digest(ADMIN_KEY)}
     )
+    app.config.update(config or {})
     db.init_app(app)
     clients.init_app(app)
     with app.app_context():

@@ -35,7 +35,7 @@ def test_a_request_gives_up_on_records_that_another_holds(
             holder.execute(LOCK)
             began = time.monotonic()
             assert scene.host.delete("acme?hard=true").status_code == 503
-            assert 0.8 < time.monotonic() - began < 2.5
+            assert 0.8 < time.monotonic() - began < 4
             assert scene.tap.calls == 1
         assert scene.host.delete("acme?hard=true").status_code == 200
         assert scene.host.delete("acme?hard=true").status_code == 404
@@ -55,7 +55,7 @@ def test_a_dry_run_gives_up_on_a_row_that_another_holds(
                 began = time.monotonic()
                 with pytest.raises(BusyError):
                     preview("acme", hard=hard)
-                assert 0.8 < time.monotonic() - began < 2.5
+                assert 0.8 < time.monotonic() - began < 4
                 holder.rollback()
             assert preview("acme", hard=hard).refused is None
 
@@ -119,5 +119,5 @@ def test_a_new_connection_to_a_file_that_another_holds_waits_no_longer(
             holder.execute("BEGIN EXCLUSIVE")
             began = time.monotonic()
             assert scene.host.delete(path).status_code == 503
-            assert 0.8 < time.monotonic() - began < 2.5
+            assert 0.8 < time.monotonic() - began < 4
         assert scene.host.delete("acme?hard=true").status_code == 200

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from statistics import median
 from typing import Any
 
 import pytest
@@ -75,15 +76,18 @@ class TestANodeThatIsAway:
         assert len(others) > 20
         assert scene.host.delete(its[0]).status_code == 200
         _take_away(away, how)
+        seconds = []
         try:
             for turn in range(3):
                 for id in its[turn * 2 + 1 : turn * 2 + 3]:
                     answer, took = _timed(partial(scene.host.delete, f"{id}?hard=true"))
-                    assert (answer.status_code, took < 2.5) == (503, True), took
+                    assert (answer.status_code, took < 4) == (503, True), took
                 for id in others[turn * 5 : turn * 5 + 5]:
                     answer, took = _timed(partial(scene.host.delete, f"{id}?hard=true"))
-                    assert (answer.status_code, took < 1) == (200, True), took
+                    assert answer.status_code == 200
+                    seconds.append(took)
                 time.sleep(1.1)  # the pause ends, and the next call looks who is there
+            assert median(seconds) < 0.5  # nobody waits for the other node; who comes first looks for all
             for id in (others[15], its[7], others[16]):
                 with scene.host.flask.app_context():
                     scene.host.clients.service._repository.record(

@@ -263,6 +263,7 @@ def test_its_own_commands_which_need_no_key_do_not_miss_one(
     assert ("MYTHIC_CLIENTS_ADMIN_KEYS is empty" in caplog.text) is warned
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("query", ["", "?hard=true"])
 def test_a_kv_store_that_times_out_is_unknown_and_in_time(scene: Scene, query: str) -> None:
     real = scene.tap.store

@@ -1,4 +1,4 @@
-"""What a DELETE does to the rest of the host's app: nothing; and what that app can do to a DELETE."""
+"""What a request does to the rest of the host's app: nothing; and what that app can do to a request."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from flask.json.provider import DefaultJSONProvider
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_mythic_clients import KeyValueStoreError, StoreError
+from flask_mythic_clients.auth import digest
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin
 
@@ -24,6 +25,15 @@ ANSWERS = {
     "acme?hard=1": (400, ["error", "message", "code"]),
     "away": (503, ["error", "message", "code"]),
     "referred?hard=true": (409, ["error", "message", "code"]),
+}
+OF_OTHER_ROUTES = {
+    ("POST", "referred/restore"): (200, ["success", "restored"]),
+    ("POST", "away/restore"): (503, ["error", "message", "code"]),
+    ("GET", "away/deletions"): (200, ["id", "records"]),
+    ("GET", "absent/deletions"): (404, ["error", "message", "code"]),
+    ("GET", "away/deletion-preview"): (200, ["id", "hard", "allowed", "reason", "dependents", "entries"]),
+    ("GET", "away/deletion-preview?hard=1"): (400, ["error", "message", "code"]),
+    ("GET", "deletions/status"): (503, ["ok", "pending", "oldest", "overdue", "failed", "last_reconcile"]),
 }
 
 
@@ -39,8 +49,15 @@ class Away(MemoryStore):
 @pytest.fixture
 def host(empty_database: Callable[[str], str]) -> Iterator[Host]:
     """A host whose clients make the package give every one of its answers."""
-    guard = {"MYTHIC_CLIENTS_HARD_DELETE": "after-soft-delete"}
-    with closing(make_host(empty_database("sqlite"), Away(), config=guard)) as host:
+    config = {
+        "MYTHIC_CLIENTS_HARD_DELETE": "after-soft-delete",
+        "MYTHIC_CLIENTS_ROUTES": "delete,restore,history,preview,status",
+        "MYTHIC_CLIENTS_ADMIN_KEYS": {
+            "tests": digest(ADMIN_KEY),
+            "limited": {"digest": digest("limited"), "may": ["status"]},
+        },
+    }
+    with closing(make_host(empty_database("sqlite"), Away(), config=config)) as host:
         host.add(id="acme", status=False)
         host.add(id="away")
         host.add(id="referred")
@@ -49,13 +66,15 @@ def host(empty_database: Callable[[str], str]) -> Iterator[Host]:
 
 def check_answers(host: Host) -> None:
     """Every answer is the contract's: status, type, keys and their order."""
-    for path, (status, keys) in ANSWERS.items():
-        answer = host.delete(path)
+    answers = {("DELETE", path): answer for path, answer in ANSWERS.items()}
+    for (method, path), (status, keys) in {**answers, **OF_OTHER_ROUTES}.items():
+        answer = host.send(method, path)
         assert (answer.status_code, path) == (status, path)
         assert list(json.loads(answer.data)) == keys
         assert answer.content_type == "application/json"
-    answer = host.delete("acme", key=None)
-    assert (answer.status_code, answer.json["error"]) == (401, "Unauthorized")
+    for key, status, error in ((None, 401, "Unauthorized"), ("limited", 403, "Forbidden")):
+        answer = host.delete("acme", key=key)
+        assert (answer.status_code, answer.json["error"]) == (status, error)
 
 
 class TestAnswersAreIndependentOf:

@@ -34,9 +34,9 @@ def test_its_columns_stay_as_they_are(dialect: Any, number: str, id: str) -> Non
     time = TIME[dialect.name]
     assert " ".join(f"{CreateTable(table).compile(dialect=dialect)}".split()) == (
         f"CREATE TABLE client_deletions ( id {number}, client_id {id} NOT NULL, "
-        "action VARCHAR(16) NOT NULL, actor TEXT NOT NULL, reason TEXT, kv_keys JSON NOT NULL, "
-        f"requested_at {time} NOT NULL, settled_at {time}, verified_at {time}, attempts INTEGER, "
-        f"last_error VARCHAR(255), digested_at {time}, PRIMARY KEY (id) )"
+        "action VARCHAR(16) NOT NULL, actor TEXT NOT NULL, reason TEXT, request_id VARCHAR(128), "
+        f"kv_keys JSON NOT NULL, requested_at {time} NOT NULL, settled_at {time}, verified_at {time}, "
+        f"attempts INTEGER, last_error VARCHAR(255), digested_at {time}, PRIMARY KEY (id) )"
     )
 
 

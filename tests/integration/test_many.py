@@ -14,12 +14,13 @@ from sqlalchemy.orm import mapped_column, relationship
 from flask_mythic_clients import HardDeleteForbiddenError, StoreError
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.errors import InvalidReasonError
+from flask_mythic_clients.many import AT_ONCE
 from flask_mythic_clients.model import Outcome, Result
 
 from ..hosts import Gate, Host, client_model, mounting
 
 P, M, S = "postgresql", "mariadb", "sqlite"
-IDS = [f"c{number:04}" for number in range(1203)]  # two batches, and a part
+IDS = [f"c{number:04}" for number in range(AT_ONCE + 203)]  # a batch, and a part
 DAY = 86_400
 
 
@@ -103,7 +104,7 @@ class TestDeleteEach:
             gate.closed = True
             with pytest.raises(StoreError):
                 delete_each(host, *IDS)
-            assert len(host.rows()) == len(IDS) - 500
+            assert len(host.rows()) == len(IDS) - AT_ONCE
             gate.closed = False
             assert delete_each(host, *IDS) == dict.fromkeys(IDS, Result.DONE)
             assert host.rows() == []
@@ -240,7 +241,7 @@ class TestPurge:
         assert purge(host) == {"unknown": Result.UNRECORDED}
         assert purge(host, include_unrecorded=True) == {"unknown": Result.DONE}
 
-    @pytest.mark.parametrize("limit", [1, 500, 700])
+    @pytest.mark.parametrize("limit", [1, AT_ONCE, AT_ONCE + 100])
     def test_no_more_are_tried_than_the_limit_says(
         self, mount: Callable[..., Host], store: MemoryStore, limit: int
     ) -> None:

@@ -91,7 +91,15 @@ def test_the_upgrade_makes_the_ledger_with_both_its_indexes(host: Host, folder: 
         assert _indexes(host, "client_deletions") == INDEXES
         columns = {column["name"]: column["nullable"] for column in made.get_columns("client_deletions")}
     nullable = {name for name, may_be_null in columns.items() if may_be_null}
-    assert nullable == {"settled_at", "verified_at", "attempts", "last_error", "digested_at", "reason"}
+    assert nullable == {
+        "settled_at",
+        "verified_at",
+        "attempts",
+        "last_error",
+        "digested_at",
+        "reason",
+        "request_id",
+    }
 
 
 def test_after_the_upgrade_nothing_is_left_to_migrate(host: Host, folder: str) -> None:

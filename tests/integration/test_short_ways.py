@@ -12,7 +12,7 @@ import flask_mythic_clients
 from tests.hosts import KeyValue, mounting
 
 PACKAGE = f"{os.path.dirname(flask_mythic_clients.__file__)}{os.sep}"
-FRAMES = 70
+FRAMES = 77
 STEPS = 3  # whether both can be taken at once is the first
 # What goes past SQLAlchemy's execution, which has many more frames, goes through more of ours.
 STATEMENTS = {"sqlite": 51, "mariadb": 18, "postgresql": 34}

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -12,13 +13,14 @@ import pytest
 import sqlalchemy as sa
 
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
-from flask_mythic_clients.model import Action
+from flask_mythic_clients.model import Action, DeletionRecord
 from tests.hosts import KeyValue
 
 from .scene import BOUNDED, IN_ONE, Scene, make_scene
 
 MANY = 100_000
 FEW = 20
+PAGE = 500
 COLUMNS = "client_id, action, actor, kv_keys, requested_at, settled_at, verified_at, digested_at"
 INSERT = f"INSERT INTO client_deletions ({COLUMNS})"
 VALUES = "'soft', 'tests', '[]', {then}, {settled}, {verified}, {digested}"
@@ -34,6 +36,7 @@ THEN = {
     "postgresql": "timestamptz '2001-01-01Z' + seq * interval '1 second'",
     "mariadb": "'2001-01-01' + INTERVAL seq SECOND",
 }
+INDEX_IS_IN = {"sqlite": "detail", "postgresql": "Index Name", "mariadb": "key"}  # of a step of a plan
 NULL = {"sqlite": "NULL", "postgresql": "NULL::timestamptz", "mariadb": "NULL"}
 
 
@@ -46,7 +49,7 @@ def scene(database_url: str, empty_kv: Callable[[str], KeyValue]) -> Iterator[Sc
         yield scene
 
 
-def _fill(scene: Scene, *, finished: int, pending: int, unverified: int) -> None:
+def _fill(scene: Scene, *, finished: int, pending: int, unverified: int, analyzed: bool = True) -> None:
     then, null = THEN[scene.kind], NULL[scene.kind]
     analyze = "ANALYZE TABLE" if scene.kind == "mariadb" else "ANALYZE"
     kinds = (
@@ -60,7 +63,8 @@ def _fill(scene: Scene, *, finished: int, pending: int, unverified: int) -> None
             times = {"settled": settled, "verified": verified, "digested": digested}
             fill = FILL[scene.kind].format(rows=rows, then=then, **times)
             connection.exec_driver_sql(fill)
-        connection.exec_driver_sql(f"{analyze} client_deletions").close()
+        if analyzed:
+            connection.exec_driver_sql(f"{analyze} client_deletions").close()
 
 
 def _ledger(scene: Scene) -> SQLAlchemyRepository:
@@ -89,7 +93,7 @@ def test_no_statement_reads_or_sorts_the_whole_ledger(scene: Scene, look: str) -
         statements = _statements(scene, LOOKS[look])
         assert statements
         for statement, parameters in statements:
-            _check_plan(scene, statement, parameters)
+            CHECKS[scene.kind](_plan(scene, statement, parameters))
 
 
 def test_a_page_of_a_large_backlog_is_not_sorted(
@@ -107,6 +111,93 @@ def test_a_page_of_a_large_backlog_is_not_sorted(
                 nodes = {node["Node Type"] for node in _plan(scene, statement, parameters)}
                 assert "Limit" in nodes
                 assert not [node for node in nodes if "Sort" in node], nodes
+
+
+@pytest.mark.parametrize("wait", [True, False], ids=["waits", "leaves what is held"])
+def test_a_verify_does_not_read_a_backlog_that_the_statistics_do_not_know(
+    database_url: str, empty_kv: Callable[[str], KeyValue], wait: bool
+) -> None:
+    with make_scene(database_url, empty_kv("memory")) as scene:
+        _fill(scene, finished=MANY, pending=FEW, unverified=FEW)
+        _fill(scene, finished=FEW, pending=FEW, unverified=MANY, analyzed=False)
+        repository = SQLAlchemyRepository(scene.host.db, scene.host.model)
+        ids = [f"c{number}" for number in range(MANY // 2, MANY // 2 + FEW)]
+
+        def verify(_scene: Scene) -> None:
+            with repository.verify(ids, settled_for=timedelta(), wait=wait) as holding:
+                assert len(holding.records) == FEW
+
+        with scene.host.flask.app_context():
+            statements = _statements(scene, verify)
+            assert statements
+            for statement, parameters in statements:
+                plan = _plan(scene, statement, parameters)
+                CHECKS[scene.kind](plan)
+                used = [step.get(INDEX_IS_IN[scene.kind]) for step in plan]
+                assert not [index for index in used if index and "_keyed" in index], plan
+
+
+def _of_many(ids: list[str], repository: SQLAlchemyRepository) -> dict[str, Callable[[], Any]]:
+    """Return what is asked of the ledger for many clients at once."""
+
+    def held(hold: Callable[..., Any]) -> None:
+        for wait in (True, False):
+            with hold(ids, wait=wait):
+                pass
+
+    of_each = [DeletionRecord(1, id, Action.SOFT, "tests", (), repository.now()) for id in ids]
+    return {
+        "who is inactive": partial(repository.inactive, for_at_least=timedelta(), after=None),
+        "what is lacking": partial(repository.lacking, of_each),
+        "what is old": partial(repository.prune, verified_before=None, kept=timedelta(), after=None),
+        "what is pending": partial(held, repository.settle),
+        "what is to be verified": partial(held, partial(repository.verify, settled_for=timedelta())),
+    }
+
+
+def test_of_many_clients_the_records_are_found_where_there_are_no_statistics(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
+) -> None:
+    """PostgreSQL takes the ids of clients for few that recur; what a transaction sets belongs to the plan."""
+    with make_scene(empty_database("postgresql"), empty_kv("memory")) as scene, ExitStack() as stack:
+        host, ids = scene.host, [f"c{number}" for number in range(1, PAGE + 1)]
+        _fill(scene, finished=MANY, pending=FEW, unverified=MANY, analyzed=False)
+        stack.enter_context(host.flask.app_context())
+        host.db.session.add_all(host.model(id=id, name="", publishable_key=id, status=False) for id in ids)
+        host.db.session.commit()
+        plans: dict[str, Any] = {}
+
+        def note(_conn: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+            if statement.startswith(("SELECT", "UPDATE")) and "client_deletions" in statement:
+                with cursor.connection.cursor() as other:
+                    other.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
+                    plans[statement] = list(_nodes(other.fetchone()[0][0]["Plan"]))
+
+        sa.event.listen(host.db.engine, "before_cursor_execute", note)
+        read_whole = set()
+        for what, ask in _of_many(ids, SQLAlchemyRepository(host.db, host.model)).items():
+            plans.clear()
+            ask()
+            assert plans, what
+            if any(node["Node Type"] == "Seq Scan" for nodes in plans.values() for node in nodes):
+                read_whole.add(what)
+        assert read_whole == set()
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_who_holds_a_client_among_many_holds_no_record_of_the_next_one(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue], database: str
+) -> None:
+    with make_scene(empty_database(database), empty_kv("memory")) as scene:
+        scene.add("acme")
+        assert scene.host.delete("acme").status_code == 200
+        _fill(scene, finished=MANY, pending=FEW, unverified=FEW)
+        repository = SQLAlchemyRepository(scene.host.db, scene.host.model)
+        verify = partial(repository.verify, settled_for=timedelta())
+        with scene.host.flask.app_context():
+            for mine, others in [(verify, verify), (verify, repository.settle), (repository.settle, verify)]:
+                with mine(["acme"]), others(["c1"], wait=False) as held:
+                    assert [record.client_id for record in held.records] == ["c1"]
 
 
 def test_a_reconcile_finds_the_few_among_the_many(scene: Scene) -> None:
@@ -157,11 +248,6 @@ def _parts(statement: str, parameters: Any) -> Iterator[tuple[str, Any]]:
             yield text, mine
 
 
-def _check_plan(scene: Scene, statement: str, parameters: Any) -> None:
-    check = {"sqlite": _check_sqlite, "postgresql": _check_postgresql, "mariadb": _check_mariadb}[scene.kind]
-    check(_plan(scene, statement, parameters))
-
-
 def _plan(scene: Scene, statement: str, parameters: Any) -> Any:
     """Return the rows of a plan; of PostgreSQL's the nodes."""
     options = {"sqlite": "QUERY PLAN", "postgresql": "(ANALYZE, FORMAT JSON)", "mariadb": ""}[scene.kind]
@@ -202,3 +288,6 @@ def _check_mariadb(rows: Any) -> None:
         assert row["type"] not in ("ALL", "index"), rows
         assert row["key"] is not None, rows
         assert int(row["rows"]) < 1000, rows
+
+
+CHECKS = {"sqlite": _check_sqlite, "postgresql": _check_postgresql, "mariadb": _check_mariadb}

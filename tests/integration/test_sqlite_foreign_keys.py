@@ -163,7 +163,7 @@ def test_whatever_comes_of_a_request_the_connection_goes_back_as_it_was(
             other.execute(sa.update(model).values(name="held"))
             began = time.monotonic()
             assert ask("acme") == 503
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 4
         assert ask("protected?hard=true") == 500
         assert ask("in-use?hard=true") == 409
         assert ask("nobody") == 404

@@ -424,7 +424,7 @@ def test_a_database_that_is_killed_is_told_by_what_broke_and_later_by_its_host_a
     stage = make(server.url)
     stage.tap.before = server.kill  # between the steps
     assert stage.doors.http("acme") == 503
-    stage.doors.judge(r"\((psycopg|pymysql)\.\S+ ", "DELETE")
+    stage.doors.judge(r'cause="(psycopg|pymysql)\.\S+ ', "DELETE")
     stage.doors.told["DELETE"].clear()
     stage.tap.before = nothing
     stage.doors.fail((503, 503), rf"127\.0\.0\.1\b.*\b{sa.make_url(server.url).port}\b")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from flask_mythic_clients.auth import AdminKeys, create_key, digest
+from flask_mythic_clients.rights import Right
 
 
 def test_a_key_is_the_prefix_then_32_bytes_then_a_checksum() -> None:
@@ -74,6 +75,12 @@ def test_a_key_is_known_by_its_name_and_all_are_compared_wherever_it_stands(
     assert {presented.decode() for presented, _ in compared} == {digest(key)}
 
 
+def test_a_key_that_has_not_all_rights_is_known_with_those_it_has() -> None:
+    may = frozenset({Right.SOFT})
+    keys = AdminKeys({"ops": digest("1"), "ci": (digest("2"), may)})
+    assert (keys("1"), keys("2"), keys("3")) == ("ops", ("ci", may), None)
+
+
 @pytest.mark.parametrize("key", ["schlüssel", "ключ", "🔑", "\xff", "\x00"])
 def test_a_key_that_is_no_ascii_is_unknown_and_no_error(key: str) -> None:
     assert AdminKeys({"a": digest("a")})(key) is None
@@ -88,4 +95,5 @@ def test_without_keys_none_is_known() -> None:
 
 
 def test_what_knows_the_keys_does_not_show_them() -> None:
-    assert digest("a") not in repr(AdminKeys({"a": digest("a")}))
+    keys = AdminKeys({"a": digest("a"), "b": (digest("b"), frozenset())})
+    assert "sha256" not in repr(keys)

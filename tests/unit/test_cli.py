@@ -1,8 +1,10 @@
 """The commands: data on stdout, messages on stderr, and an exit code for each outcome."""
 
+import gc
 import inspect
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from importlib.metadata import version
@@ -18,7 +20,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from flask_mythic_clients.auth import AdminKeys, digest
 from flask_mythic_clients.backends.memory import MemoryStore
-from flask_mythic_clients.backends.sqlalchemy import ClientMixin
+from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
 from flask_mythic_clients.config import Settings
 from flask_mythic_clients.model import Outcome
 from flask_mythic_clients.printing import Counted
@@ -133,6 +135,32 @@ class TestCreateKey:
         assert (result.exit_code, result.stderr) == (DONE, "")
         Settings.from_config({"MYTHIC_CLIENTS_ADMIN_KEYS": {made["name"]: made["digest"]}})
 
+    def test_with_may_the_entry_is_that_of_a_limited_key_and_stands_a_shell(self, host: Host) -> None:
+        result = _run(host, "create-key", "ci", "--may", "restore+soft")
+        key, entry = result.stdout.splitlines()
+        [word] = shlex.split(
+            entry
+        )  # unquoted, a shell would end the command at the `;`: a key without limits
+        assert word == f"MYTHIC_CLIENTS_ADMIN_KEYS=ci={digest(key)};may=soft+restore"
+        for printed in (word, entry):  # where nobody takes the quotes off, too
+            name, _, value = printed.partition("=")
+            keys = AdminKeys(Settings.from_config({name: value}).admin_keys)
+            assert keys(key) == ("ci", {"soft", "restore"})
+
+    def test_json_holds_what_the_key_may(self, host: Host) -> None:
+        result = _run(host, "create-key", "ci", "--may", "status", "--json")
+        made = json.loads(result.stdout)
+        assert list(made) == ["name", "key", "digest", "may"]
+        assert made["may"] == ["status"]
+        entry = {"digest": made["digest"], "may": made["may"]}
+        Settings.from_config({"MYTHIC_CLIENTS_ADMIN_KEYS": {made["name"]: entry}})
+
+    @pytest.mark.parametrize("may", ["", "+", "all", "soft+", "soft,hard", "Soft"])
+    def test_rights_that_there_are_not_are_wrong_usage_and_make_no_key(self, host: Host, may: str) -> None:
+        result = _run(host, "create-key", "ci", "--may", may)
+        assert (result.exit_code, result.stdout) == (USAGE, "")
+        assert "soft, hard, restore, history, preview, status" in result.stderr
+
     @pytest.mark.parametrize("name", ["", "a b", "a=b", "a,b", "é"])
     def test_what_is_no_name_is_wrong_usage_and_makes_no_key(self, host: Host, name: str) -> None:
         result = _run(host, "create-key", name)
@@ -212,6 +240,22 @@ class TestDelete:
         gate.closed = False
         assert _run(host, "reconcile").exit_code == DONE
         assert [store.get(key) for key in KEYS] == [None, None]
+
+    @pytest.mark.parametrize("command", [["reconcile"], ["purge", "--older-than", "1d"]])
+    def test_long_work_is_collected_seldom_and_all_else_as_before(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch, command: list[str]
+    ) -> None:
+        before, seen = gc.get_threshold(), set()
+
+        def look(*_: object, **__: object) -> list[Any]:
+            seen.add(gc.get_threshold())
+            return []
+
+        for read in ("pending", "inactive"):
+            monkeypatch.setattr(SQLAlchemyRepository, read, look)
+        assert _run(host, *command).exit_code == DONE
+        assert seen == {(*before[:2], 10 * before[2])}
+        assert gc.get_threshold() == before
 
     def test_a_row_that_others_refer_to_is_refused(self, host: Host) -> None:
         _refer(host, "orders")
@@ -657,7 +701,7 @@ class TestReading:
         assert list(soft) == [
             *("id", "client_id", "action", "actor", "kv_keys"),
             *("requested_at", "settled_at", "verified_at", "attempts", "last_error", "kv_digests", "reason"),
-            "kind",
+            *("kind", "request_id"),
         ]
         assert (soft["action"], hard["action"]) == ("soft", "hard")
         assert hard["kv_keys"] == ["client:…", "publishable_key:…"]

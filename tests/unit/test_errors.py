@@ -18,7 +18,7 @@ from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.entries import KeyTemplates
 from flask_mythic_clients.errors import ForeignError, KeyValueStoreError, RepositoryError
 from flask_mythic_clients.model import Action, Change, DeletionRecord
-from flask_mythic_clients.ports import ClientRepository, KeyValueStore
+from flask_mythic_clients.ports import AuditedRepository, ClientRepository, ScannableStore
 
 ERRORS = [
     error
@@ -80,8 +80,13 @@ ARGUMENTS = {
     ),
     "remove": ["client:acme"],
     "overwrite": {},
+    "keys": ["client:acme"],
+    "texts": ["client:", ""],
+    "number": 7,
+    "columns": ["id"],
+    "among": ["acme"],
 }
-NO_IO = {"address", "check_columns"}
+NO_IO = {"address", "check_columns", "fitting"}
 
 
 def _methods(port: type) -> list[str]:
@@ -113,7 +118,7 @@ def repository(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[SQLAlc
         db.engine.dispose()
 
 
-@pytest.mark.parametrize("method", _methods(ClientRepository))
+@pytest.mark.parametrize("method", [*_methods(ClientRepository), *_methods(AuditedRepository)])
 def test_every_method_of_the_repository_translates(repository: SQLAlchemyRepository, method: str) -> None:
     if method == "now" and "no/such" not in f"{repository._transactions().engine.url}":
         return  # it needs no table
@@ -134,7 +139,7 @@ def test_every_action_translates_and_none_takes_an_outage_for_a_refusal(
         repository.record(change, KeyTemplates(["client:{id}"]))
 
 
-@pytest.mark.parametrize("method", _methods(KeyValueStore))
+@pytest.mark.parametrize("method", _methods(ScannableStore))
 def test_every_method_of_the_redis_store_translates(method: str) -> None:
     with pytest.raises(KeyValueStoreError) as caught:
         _call(getattr(RedisStore.from_url("redis://127.0.0.1:1/0"), method))

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
 import redis
+from redis.client import NEVER_DECODE
 
 from ...errors import ForeignError, KeyValueStoreError
 
@@ -13,6 +14,8 @@ from ...errors import ForeignError, KeyValueStoreError
 # database and the locks on a client, on SQLite on everybody: in an outage the waits would add up.
 _PAUSE = 1.0
 _TRYING = 10.0  # seconds for which the others leave it alone while one call tries it
+
+_READS = {"GET", "MGET", "SCAN"}
 
 Command: TypeAlias = tuple[Any, ...]  # its name, then its arguments
 Task: TypeAlias = tuple[str, Command]  # an entry's key, and what is to be done to it, or to its lease
@@ -70,7 +73,9 @@ class Node:
         # No MULTI: the work is idempotent, and a refusal of one key is no reason to leave out the others.
         pipeline: Any = self.client.pipeline(transaction=False)
         for _, command in tasks:
-            pipeline.execute_command(*command)
+            # As bytes also where the host's client decodes: others may have written what is no text.
+            options = {NEVER_DECODE: True} if command[0] in _READS else {}
+            pipeline.execute_command(*command, **options)
         if seal is not None:
             pipeline.execute_command(*seal)
         replies = list(pipeline.execute(raise_on_error=False))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from inspect import iscoroutinefunction
+from itertools import compress, repeat
 
 import redis
 from redis.backoff import NoBackoff
@@ -14,10 +15,16 @@ from ...model import Finding, Mark
 from .check import findings
 from .leases import RedisLeases
 from .nodes import ClusterNodes, Command, Node, Nodes, OneNode, Task, has_moved, told
-from .reading import read
+from .reading import read, scan
 from .runs import RedisRun, read_mark
 
-_LEASES = ""  # stands for all leases at once; an entry of that name would only be done twice
+_MANY = ""  # stands for all that is removed at once; an entry of that name would only be done twice
+# One command, for redis-py takes its time for each; and as by one it is told which were there.
+_UNLINK = """
+local there = {}
+for i, key in ipairs(KEYS) do there[i] = redis.call('UNLINK', key) end
+return table.concat(there)
+"""
 
 
 class RedisStore:
@@ -100,6 +107,10 @@ class RedisStore:
         """Fulfil `ports.ReadableStore.read`."""
         return read(self._nodes, keys)
 
+    def scan(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        """Fulfil `ports.ScannableStore.scan`."""
+        return scan(self._nodes, texts)
+
     def check_store(self, name: str) -> Iterator[Finding]:
         """Fulfil `ports.CheckedStore.check_store`."""
         return findings(self._nodes, name)
@@ -112,37 +123,30 @@ class RedisStore:
         self, remove: Collection[str], overwrite: Mapping[str, Value], seals: Mapping[Node, Command]
     ) -> set[str]:
         """Do the work, each server's in one pipeline, which ends with the server's seal if it has one."""
-        leases: list[Task] = [(key, ("UNLINK", lease_of(key))) for key in (*remove, *overwrite)]
-        if len(leases) < 2 or not self._nodes.take_many:
-            return self._work(leases, remove, overwrite, seals)
-        at_once: Task = (_LEASES, ("UNLINK", *(command[1] for _, command in leases)))
+        # A lease goes before its entry: in the other order a reader could fill the entry in between.
+        keys = [*remove, *overwrite]
+        gone = [*map(lease_of, keys), *remove]
+        sets: list[Task] = [(key, ("SET", key, value, "XX", "KEEPTTL")) for key, value in overwrite.items()]
+        first = frozenset[str]()
+        if len(gone) > 2 and self._nodes.take_many:
+            at_once: Task = (_MANY, ("EVAL", _UNLINK, len(gone), *gone))
+            try:
+                return self._work([at_once, *sets], remove, seals)
+            except EntriesRefusedError as error:
+                if _MANY not in error.keys:
+                    raise
+                # Of which one it would not is not told. What was done is only done once more.
+                first = error.removed
+        # Not DEL, which holds the server up while it frees a large set.
+        unlink = zip(repeat("UNLINK"), gone)
+        one_by_one: list[Task] = [*zip([*keys, *remove], unlink, strict=True)]
         try:
-            return self._work([at_once], remove, overwrite, seals)
-        except EntriesRefusedError as error:
-            if _LEASES not in error.keys:
-                raise
-            # Of which one it would not is not told. The others still stand, so the entries go once more.
-            first = error.removed
-        try:
-            return self._work(leases, remove, overwrite, seals) | first
+            return self._work([*one_by_one, *sets], remove, seals) | first
         except EntriesRefusedError as error:
             error.removed |= first
             raise
 
-    def _work(
-        self,
-        leases: Sequence[Task],
-        remove: Collection[str],
-        overwrite: Mapping[str, Value],
-        seals: Mapping[Node, Command],
-    ) -> set[str]:
-        # A lease goes before its entry: in the other order a reader could fill the entry in between.
-        work = [*leases]
-        for key in remove:
-            # Not DEL, which holds the server up while it frees a large set.
-            work.append((key, ("UNLINK", key)))
-        for key, value in overwrite.items():
-            work.append((key, ("SET", key, value, "XX", "KEEPTTL")))
+    def _work(self, work: Sequence[Task], remove: Collection[str], seals: Mapping[Node, Command]) -> set[str]:
         shares = dict.fromkeys(seals, ()) | self._nodes.share(work)
         removed: set[str] = set()
         refused: set[str] = set()
@@ -167,8 +171,12 @@ class RedisStore:
                 if isinstance(reply, Exception):
                     refused.add(key)
                     why = told(reply)
-                elif reply and command[:2] == ("UNLINK", key):
-                    removed.add(key)
+                elif command[0] == "EVAL":
+                    there = reply if isinstance(reply, str) else reply.decode()
+                    removed.update(compress(command[3:], map(int, there)))
+                elif reply and command[0] == "UNLINK":
+                    removed.add(command[1])
+        removed.intersection_update(remove)  # without the leases
         if away and len(away) >= len(self._nodes.every()):
             raise away[0]
         if refused:

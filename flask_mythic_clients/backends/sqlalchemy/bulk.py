@@ -8,14 +8,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from ...entries import KeyTemplates
-from ...model import Action, Batch, Change, Client, DeletionRecord, Inactive
+from ...model import Action, Batch, Change, Client, Inactive
 from .cascades import Cascades
 from .dialects import AT_ONCE, Dialect, Verdict
 from .recorder import KeptError, dml
 from .rows import ClientRows
 from .transactions import UndecidedError
 
-_PAGE = 500
+_PAGE = 1000
 _PRUNED = 5000
 
 
@@ -54,15 +54,15 @@ class Bulk:
         self._change = change.execution_options(preserve_rowcount=True, **{AT_ONCE: True})
         active = rows.status.active(dialect)
         left = {Action.HARD: sa.true(), Action.SOFT: active, Action.RESTORE: ~active}[action]
-        self._left = sa.select(sa.literal(1)).select_from(table).where(named, left).limit(1)
-        written = ("client_id", "action", "actor", "reason", "requested_at", "kv_keys")
+        kept = sa.exists().select_from(table).where(named, left)
+        written = ("client_id", "action", "actor", "reason", "request_id", "requested_at", "kv_keys")
         insert = sa.insert(ledger).from_select(written, dialect.records_given)
-        self._insert = insert.returning(ledger.c.id, ledger.c.client_id, ledger.c.requested_at)
+        self._insert = insert.execution_options(preserve_rowcount=True)
         event = "DELETE" if action is Action.HARD else "UPDATE"
         parts: Any = sa.select(sa.literal_column("tableoid")).select_from(table).where(named)
-        self._watched = (
-            sa.select(dialect.watched(event, table, ledger, parts)) if dialect.one_statement else None
-        )
+        watched = dialect.watched(event, table, ledger, parts) if dialect.one_statement else None
+        self._before = None if watched is None else sa.select(watched)
+        self._after = sa.select(kept, sa.false() if watched is None else watched)
 
     def take(self, connection: sa.Connection, changes: Sequence[Change]) -> Batch:
         """Take the step; raises KeptError and UndecidedError, to be rolled back, for one of them."""
@@ -72,7 +72,7 @@ class Bulk:
         if removes and self._cascades.lead_to_clients(connection):
             raise UndecidedError(for_good=True)
         keys = rows.keys_of([change.client_id for change in changes], dialect)
-        locked = map(rows.client, connection.execute(self._lock, {"of_keys": [*keys.values()]}))
+        locked = map(rows.client, connection.execute(self._lock, {"of_keys": [*keys.values()]}).all())
         clients = {client.id: client for client in locked if client.id in keys}
         missing = {client_id: key for client_id, key in keys.items() if client_id not in clients}
         held = self._held(connection, missing)
@@ -85,14 +85,15 @@ class Bulk:
         taken = [c for c in changes if c.client_id in applying or c.requested_at is not None]
         taken = [change for change in taken if change.client_id not in left]
         if not taken:
-            return Batch((), held, alone)
-        records = self._recorded(connection, taken, clients)
+            return Batch(frozenset(), held, alone)
+        self._record(connection, taken, clients)
         if changed:
             self._take_all(connection, {"of_keys": changed})
-        return Batch(records, held, alone)
+        return Batch(frozenset(change.client_id for change in taken), held, alone)
 
     def _take_all(self, connection: sa.Connection, of_changed: Mapping[str, Any]) -> None:
-        self._look_for_triggers(connection, of_changed)
+        if self._before is not None and connection.scalar(self._before, of_changed):
+            raise UndecidedError(for_good=True)
         try:
             changed = connection.execute(self._change, of_changed).rowcount
         except sa.exc.SQLAlchemyError as error:
@@ -100,14 +101,10 @@ class Bulk:
                 raise
             # All of its rows are locked: it waits for others that it only comes across, as MariaDB does.
             raise KeptError from error
-        if changed != len(of_changed["of_keys"]):
+        kept, watched = connection.execute(self._after, of_changed).one()
+        if kept or changed != len(of_changed["of_keys"]):
             raise KeptError
-        if connection.execute(self._left, of_changed).first() is not None:
-            raise KeptError
-        self._look_for_triggers(connection, of_changed)
-
-    def _look_for_triggers(self, connection: sa.Connection, of_changed: Mapping[str, Any]) -> None:
-        if self._watched is not None and connection.scalar(self._watched, of_changed):
+        if watched:
             raise UndecidedError(for_good=True)
 
     def _held(self, connection: sa.Connection, missing: Mapping[str, Any]) -> frozenset[str]:
@@ -117,43 +114,31 @@ class Bulk:
         there = connection.execute(self._there, {"of_keys": [*missing.values()]})
         return frozenset({self._rows.id_of(id) for (id,) in there} & missing.keys())
 
-    def _recorded(
+    def _record(
         self, connection: sa.Connection, changes: Sequence[Change], clients: Mapping[str, Client]
-    ) -> tuple[DeletionRecord, ...]:
-        keys = {change.client_id: self._keys(change, clients) for change in changes}
+    ) -> None:
         written = [
             {
                 "client_id": change.client_id,
                 "action": change.action.value,
                 "actor": change.actor,
                 "reason": change.reason,
+                "request_id": change.request_id,
                 "requested_at": change.requested_at and f"{change.requested_at.astimezone(UTC):{_TIME}}",
-                "kv_keys": json.dumps(keys[change.client_id]),
+                "kv_keys": json.dumps(self._keys(change, clients)),
             }
             for change in changes
         ]
-        inserted = connection.execute(self._insert, {"of_records": json.dumps(written)}).all()
-        if len(inserted) != len(changes):
+        inserted = connection.execute(self._insert, {"of_records": json.dumps(written)})
+        if inserted.rowcount != len(changes):
             raise KeptError
-        by_client = {change.client_id: change for change in changes}
-        return tuple(
-            DeletionRecord(
-                id,
-                client_id,
-                self._action,
-                by_client[client_id].actor,
-                keys[client_id],
-                self._dialect.aware(at),
-                reason=by_client[client_id].reason,
-            )
-            for id, client_id, at in inserted
-        )
 
-    def _keys(self, change: Change, clients: Mapping[str, Client]) -> tuple[str, ...]:
+    def _keys(self, change: Change, clients: Mapping[str, Client]) -> list[str]:
         if self._templates is None:
-            return ()
+            return []
         client = clients.get(change.client_id)
-        return tuple(self._templates(client) if client else self._templates.keys_of_id(change.client_id))
+        keys = self._templates.keys(client) if client else self._templates.keys_of_id(change.client_id)
+        return list(dict.fromkeys(keys))
 
 
 _TIME = "%Y-%m-%d %H:%M:%S.%f"
@@ -169,6 +154,7 @@ def inactive(
     after: Inactive | None,
 ) -> list[Inactive]:
     """Fulfil `ports.BulkSteps.inactive`."""
+    dialect.by_index(connection)
     since: Any = sa.null()
     if rows.status.is_time:
         since = rows.status.column <= dialect.ago_as(rows.status.column.type, for_at_least)
@@ -176,7 +162,7 @@ def inactive(
     query = query.order_by(rows.id).limit(_PAGE)
     if after is not None:
         query = query.where(rows.id > rows.key_of(after.client_id, dialect))
-    found = {rows.id_of(id): expired for id, expired in connection.execute(query)}
+    found = {rows.id_of(id): expired for id, expired in connection.execute(query).all()}
     if not rows.status.is_time:
         found |= _recorded_since(connection, dialect, ledger, list(found), for_at_least)
     return [
@@ -199,7 +185,7 @@ def _recorded_since(
     expired = sa.and_(c.settled_at.is_not(None), c.settled_at <= dialect.ago(duration))
     # Where that is no soft delete, somebody else has made it inactive since.
     query = sa.select(c.client_id, expired).where(c.id.in_(newest), c.action == Action.SOFT.value)
-    return {id: bool(old) for id, old in connection.execute(query, {"of_client_ids": client_ids})}
+    return {id: bool(old) for id, old in connection.execute(query, {"of_client_ids": client_ids}).all()}
 
 
 def prune(
@@ -214,6 +200,7 @@ def prune(
 ) -> tuple[int, int | None]:
     """Fulfil `ports.Archive.prune`."""
     dialect.lock(connection, ledger)
+    dialect.by_index(connection)
     c = ledger.c
     old = sa.select(c.id, c.client_id).where(c.verified_at <= dialect.ago(kept)).order_by(c.id).limit(_PRUNED)
     if verified_before is not None:
@@ -229,7 +216,7 @@ def prune(
     last = set(connection.scalars(newest, {"of_client_ids": client_ids}))
     keys = rows.keys_of({client_id for id, client_id in found if id in last}, dialect)
     there = sa.select(rows.id).where(rows.named_by_keys(dialect))
-    living = {rows.id_of(id) for id in connection.scalars(there, {"of_keys": [*keys.values()]})}
+    living = {rows.id_of(id) for id in connection.scalars(there, {"of_keys": [*keys.values()]}).all()}
     ids = [id for id, client_id in found if not (id in last and client_id in living)]
     deleted = sa.delete(ledger).where(dialect.among(c.id, "of_ids"), dialect.step_2)
     if ids:

@@ -1,14 +1,13 @@
 """What in a host's mapping, or in its templates, makes deletions wrong, refused or slow."""
 
 import re
-from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import RelationshipDirection, Session
 
-from ...entries import EntryRule, KeyTemplates, template_of
+from ...entries import EntryRule, KeyTemplates
 from ...errors import ForeignError
 from ...model import Client, Finding
 from .dialects import Dialect
@@ -22,25 +21,25 @@ _MANY = 1000
 def of_templates(session: Session, rows: ClientRows, templates: KeyTemplates) -> list[Finding]:
     """Return where two clients may own one key: the removal of the one would take the other's entry."""
     found: list[Finding] = []
-    for parts in templates.parts:
-        names = {name for _, name in parts if name}
+    for template in templates.each:
+        names = {*template.columns}
         columns = {rows.column(name) for name in names}
         if "id" not in names and not _is_unique(session.connection(), columns):
             named = ", ".join(sorted(f"{rows.model.__name__}.{name}" for name in names))
             found.append(
                 Finding(
-                    template_of(parts),
+                    f"{template}",
                     f"Two clients may own one such entry: {named} is not unique in the database.",
                     "Make it unique, or name {id} in the template too.",
                 )
             )
-        if any(left[1] and right[1] and not right[0] for left, right in pairwise(parts)):
+        if "" in template.texts[1:-1]:
             problem = "Two clients may own one such entry: 'a' and 'bc' give the same text as 'ab' and 'c'."
-            found.append(Finding(template_of(parts), problem, "Write something between the two columns."))
-    for one, other in combinations(templates.parts, 2):
-        if _shape(one) == _shape(other) and one != other:
-            problem = f"Two clients may own one such entry: {template_of(other)} has the same form."
-            found.append(Finding(template_of(one), problem, "Begin each template in a way of its own."))
+            found.append(Finding(f"{template}", problem, "Write something between the two columns."))
+    for one, other in combinations(templates.each, 2):
+        if one.texts == other.texts and one != other:
+            problem = f"Two clients may own one such entry: {other} has the same form."
+            found.append(Finding(f"{one}", problem, "Begin each template in a way of its own."))
     return found
 
 
@@ -66,8 +65,8 @@ def _not_named(client: Client, entries: EntryRule) -> int:
     if not isinstance(entries, KeyTemplates) or not hasattr(client.row, "entry_values"):
         return 0
     # A template whose column is null yields no key; the value may be given all the same.
-    empty = [parts for parts in entries.parts if any(_is_null(client.row, name) for _, name in parts if name)]
-    begins = tuple(parts[0][0] for parts in empty if parts[0][0])
+    empty = [each for each in entries.each if any(_is_null(client.row, name) for name in each.columns)]
+    begins = tuple(each.texts[0] for each in empty if each.texts[0])
     others = [key for key in client.row.entry_values() if key not in named]
     return sum(not (isinstance(key, str) and begins and key.startswith(begins)) for key in others)
 
@@ -126,11 +125,6 @@ def _named(index: Any, columns: set[str]) -> set[Any]:
         return {None}
     texts = index.get("expressions") or index["column_names"]
     return {word for text in texts for word in re.findall(r"\w+", f"{text}") if word in columns} or {None}
-
-
-def _shape(parts: Sequence[tuple[str, str | None]]) -> list[str | None]:
-    """Return a template's text alone."""
-    return [text for literal, column in parts for text in (literal, None if column else "")]
 
 
 def _is_null(row: Any, name: str) -> bool:

@@ -24,7 +24,8 @@ from .sessions import Sessions, listens
 from .transactions import UndecidedError
 
 # A parameter must not be named like a column that is written.
-_KEY, _CLIENT_ID, _ACTOR, _REASON = "of_key", "of_client_id", "of_actor", "of_reason"
+_KEY, _CLIENT_ID, _ACTOR = "of_key", "of_client_id", "of_actor"
+_REASON, _REQUEST_ID = "of_reason", "of_request_id"
 _KEYS, _AT = "of_keys", "of_requested_at"
 
 
@@ -519,14 +520,14 @@ def _alone(ledger: sa.Table, dialect: Dialect) -> sa.ColumnElement[bool]:
 def _record(row: Any, change: Change, aware: Callable[[Any], Any]) -> DeletionRecord:
     keys = tuple(key for key in row.kv_keys if key is not None)
     at = aware(row.requested_at)
-    return DeletionRecord(
-        row.id, change.client_id, change.action, change.actor, keys, at, reason=change.reason
-    )
+    of_caller: Any = {"reason": change.reason, "request_id": change.request_id}
+    return DeletionRecord(row.id, change.client_id, change.action, change.actor, keys, at, **of_caller)
 
 
 def _given(change: Change) -> dict[str, Any]:
     """Return what a record has from the change, as parameters of `_values`."""
-    return {_CLIENT_ID: change.client_id, _ACTOR: change.actor, _REASON: change.reason}
+    of_caller = {_ACTOR: change.actor, _REASON: change.reason, _REQUEST_ID: change.request_id}
+    return {_CLIENT_ID: change.client_id, **of_caller}
 
 
 def _values(
@@ -538,6 +539,7 @@ def _values(
         "action": sa.literal(action.value),
         "actor": sa.bindparam(_ACTOR, type_=sa.String),
         "reason": sa.bindparam(_REASON, type_=sa.String),
+        "request_id": sa.bindparam(_REQUEST_ID, type_=sa.String),
         "requested_at": dialect.began,
         "kv_keys": kv_keys,
     }

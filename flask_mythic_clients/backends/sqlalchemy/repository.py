@@ -36,10 +36,11 @@ from .engines import Database, address, engines_of
 from .ledger import LEDGER, Ledger, ledger_table, shared
 from .loose import Loose, check_ignored
 from .mixin import ClientMixin
+from .owners import chosen, owners
 from .preview import Trial
 from .recorder import Hook, KeptError, OneStatement, Recorder, TakenAlongError, check_hook
 from .refusals import holding_back, refusal, taken_along, touched_by_the_orm
-from .rows import ClientRows
+from .rows import PAGE, ClientRows
 from .sessions import HostSession, sessions_of
 from .status import Status
 from .transactions import RefusedError, Transactions, UndecidedError
@@ -269,6 +270,23 @@ class SQLAlchemyRepository:
             yield from page
             after = page[-1]
 
+    def sample(self, number: int) -> Iterator[Client]:
+        """Fulfil `ports.AuditedRepository.sample`; reads page by page."""
+        transactions = self._transactions()
+        client_ids = transactions.ask(partial(chosen, rows=self._rows, number=number))
+        for at in range(0, len(client_ids), PAGE):
+            read = partial(self._read, client_ids=client_ids[at : at + PAGE])
+            yield from transactions.read(read).values()
+
+    def fitting(self, column: str, texts: Collection[str]) -> Collection[str]:
+        """Fulfil `ports.AuditedRepository.fitting`."""
+        dialect = self._transactions().dialect
+        return [text for text in texts if self._rows.value_of(column, text, dialect) is not None]
+
+    def owners(self, columns: Sequence[str], among: Collection[str]) -> set[tuple[str | None, ...]]:
+        """Fulfil `ports.AuditedRepository.owners`."""
+        return self._transactions().ask(partial(owners, rows=self._rows, names=columns, among=among))
+
     def preview(self, change: Change, entries: EntryRule) -> Preview | None:
         """Fulfil `ports.ClientDirectory.preview`."""
         transactions = self._transactions()
@@ -344,6 +362,9 @@ class SQLAlchemyRepository:
         if lock is not None and records and self._unlocked(session, dialect, client_ids, clients):
             raise BusyError  # a policy lets nobody lock it, so its records are not to be stamped
         return Holding(tuple(records), clients)
+
+    def _read(self, session: Session, dialect: Dialect, client_ids: Collection[str]) -> dict[str, Client]:
+        return self._rows.read(session, client_ids, dialect)
 
     def _hold_rows(
         self,

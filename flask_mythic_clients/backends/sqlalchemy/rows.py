@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
+from itertools import zip_longest
 from operator import add
 from typing import Any, Literal
 
@@ -13,10 +14,11 @@ from sqlalchemy.orm.attributes import set_committed_value
 from ...entries import KeyTemplates
 from ...errors import ConfigurationError
 from ...model import Action, Change, Client
+from ...templates import Template
 from .dialects import Dialect
 from .status import Status, status_column
 
-_PAGE = 1000
+PAGE = 1000
 _PLAIN_TYPES = {
     *(sa.String, sa.Text, sa.Unicode, sa.UnicodeText, sa.VARCHAR, sa.TEXT),
     *(sa.Integer, sa.BigInteger, sa.SmallInteger, sa.INTEGER, sa.BIGINT, sa.SMALLINT),
@@ -36,6 +38,28 @@ def _is_unique(column: sa.Column[Any]) -> bool:
     sets += [key.columns for key in table.constraints if isinstance(key, sa.UniqueConstraint)]
     sets += [index.columns for index in table.indexes if index.unique]
     return any(list(columns) == [column] for columns in sets)
+
+
+def _value(type_: Any, text: str, dialect: Dialect) -> Any:
+    try:
+        if isinstance(type_, sa.TypeDecorator):
+            if process := type_.bind_processor(dialect.sqlalchemys):
+                process(text)  # a host's own type may refuse it
+            return text
+        if isinstance(type_, sa.Uuid):
+            key: Any = uuid.UUID(text)
+            return (key if type_.as_uuid else text) if str(key) == text else None
+        if isinstance(type_, sa.Integer):
+            key = int(text)
+            return key if str(key) == text and -(2**63) <= key < 2**63 else None
+    except (ValueError, TypeError):
+        return None
+    return text
+
+
+def _is_found_by(column: Any) -> bool:
+    is_text = isinstance(column.type, sa.String) and not isinstance(column.type, sa.Enum)
+    return isinstance(column, sa.Column) and (is_text or isinstance(column.type, (sa.Integer, sa.Uuid)))
 
 
 class ClientRows:
@@ -87,21 +111,19 @@ class ClientRows:
 
         `007` is not the id of client 7: one client has one id.
         """
-        type_ = self.id.type
-        try:
-            if isinstance(type_, sa.TypeDecorator):
-                if process := type_.bind_processor(dialect.sqlalchemys):
-                    process(client_id)  # a host's own type may refuse it
-                return client_id
-            if isinstance(type_, sa.Uuid):
-                key: Any = uuid.UUID(client_id)
-                return (key if type_.as_uuid else client_id) if str(key) == client_id else None
-            if isinstance(type_, sa.Integer):
-                key = int(client_id)
-                return key if str(key) == client_id and -(2**63) <= key < 2**63 else None
-        except (ValueError, TypeError):
-            return None
-        return client_id
+        return _value(self.id.type, client_id, dialect)
+
+    def value_of(self, name: str, text: str, dialect: Dialect) -> Any:
+        """Return the value of the column that Python writes so; None where no row can have it.
+
+        Raises ConfigurationError where rows are not found by such a column: what Python writes is not told.
+        """
+        column = self.column(name)
+        if name != "id" and not _is_found_by(column):
+            raise ConfigurationError(
+                f"{self.model.__name__}.{name} is neither a text nor a number nor a UUID."
+            )
+        return None if "\0" in text else _value(column.type, text, dialect)
 
     def keys_of(self, client_ids: Iterable[str], dialect: Dialect) -> dict[str, Any]:
         """Return id → key for those that a row can have."""
@@ -135,7 +157,9 @@ class ClientRows:
         self, source: sa.FromClause, templates: KeyTemplates, dialect: Dialect
     ) -> sa.ColumnElement[Any]:
         """Return the JSON array of a row's keys in SQL; a null column makes a null in it."""
-        return dialect.json_array(*(reduce(add, self._texts(source, parts)) for parts in templates.parts))
+        return dialect.json_array(
+            *(reduce(add, self._texts(source, template)) for template in templates.each)
+        )
 
     def read(
         self,
@@ -170,7 +194,8 @@ class ClientRows:
         """Return the next clients in the order of their ids; none after the last."""
         hidden = session.dispatch.do_orm_execute
         query = self._stored_rows() if hidden else sa.select(self.model).options(lazyload("*"))
-        query = query.order_by(self.id).limit(_PAGE)
+        # A unique column may be NULL, and such a row is no client.
+        query = query.where(self.id.is_not(None)).order_by(self.id).limit(PAGE)
         if after is not None:
             query = query.where(self.id > getattr(after.row, self._id))
         return [self.client(row) for row in self._loaded(session, query)]
@@ -308,11 +333,9 @@ class ClientRows:
         there, value = found
         return bool(there) and self.status.is_active(value) is (action is Action.RESTORE)
 
-    def _texts(
-        self, source: sa.FromClause, parts: Collection[tuple[str, str | None]]
-    ) -> list[sa.ColumnElement[str]]:
+    def _texts(self, source: sa.FromClause, template: Template) -> list[sa.ColumnElement[str]]:
         texts: list[sa.ColumnElement[str]] = []
-        for literal, name in parts:
+        for literal, name in zip_longest(template.texts, template.columns):
             if literal:
                 texts.append(sa.literal(literal))
             if name is not None:

@@ -33,12 +33,14 @@ class MariaDB(Dialect):
 
     oldest = (10, 11)
     # That of the statement's beginning: who needs another takes another statement.
+    random = sa.func.rand()
     began = now = sa.func.utc_timestamp(sa.text("6"))
     records_given = sa.text(
-        "SELECT client_id, action, actor, reason,"
+        "SELECT client_id, action, actor, reason, request_id,"
         " COALESCE(requested_at, UTC_TIMESTAMP(6)) AS requested_at, kv_keys"
         " FROM JSON_TABLE(:of_records, '$[*]' COLUMNS (client_id VARCHAR(255) PATH '$.client_id',"
         " action VARCHAR(16) PATH '$.action', actor TEXT PATH '$.actor', reason TEXT PATH '$.reason',"
+        " request_id VARCHAR(128) PATH '$.request_id',"
         " requested_at DATETIME(6) PATH '$.requested_at', kv_keys LONGTEXT PATH '$.kv_keys')) AS given"
     ).columns()
     verdicts: ClassVar = {

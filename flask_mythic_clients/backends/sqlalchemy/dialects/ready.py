@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from types import SimpleNamespace
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
@@ -43,13 +43,18 @@ class Ready:
         """Whether no value of it is to be computed in Python each time."""
         self.slots = [_slot(compiled.binds[name], name, dialect) for name in compiled.positiontup]
         self._columns = list(getattr(statement, "exported_columns", ()))
-        self._names = [f"{column.key}" for column in self._columns]
+        named = {f"{column.key}": property(itemgetter(at)) for at, column in enumerate(self._columns)}
+        self._row: Any = type("Row", (tuple,), {"__slots__": (), **named})
         self._dialect = dialect
         self._read: list[_Converter] | None = None
 
     def values(self, given: Mapping[str, Any]) -> Sequence[Any]:
         """Return what the driver takes for these parameters; others may be among them."""
         return filled(self.slots, given)
+
+    def _as_read(self, values: Sequence[Any]) -> list[Any]:
+        columns = zip(self._read or (), values, strict=True)
+        return [value if read is None else read(value) for read, value in columns]
 
     def rows(self, cursor: Any) -> Rows:
         """Read the rows that a cursor of the driver's has."""
@@ -60,15 +65,9 @@ class Ready:
                 for column, oid in zip(self._columns, oids, strict=True)
             ]
         try:
-            return Rows(map(self._row, cursor.fetchall()))
+            return Rows(map(self._row, map(self._as_read, cursor.fetchall())))
         except (LookupError, TypeError, ValueError):  # which quote the value
             raise sa.exc.InvalidRequestError("A column holds what the model cannot read.") from None
-
-    def _row(self, values: Sequence[Any]) -> SimpleNamespace:
-        columns = zip(self._names, self._read or (), values, strict=True)
-        return SimpleNamespace(
-            **{name: value if read is None else read(value) for name, read, value in columns}
-        )
 
 
 _OF_ENGINES = (

@@ -37,6 +37,7 @@ class SQLite(Dialect):
         sa.text(
             "SELECT json_extract(value, '$.client_id'), json_extract(value, '$.action'),"
             " json_extract(value, '$.actor'), json_extract(value, '$.reason'),"
+            " json_extract(value, '$.request_id'),"
             " coalesce(json_extract(value, '$.requested_at'), strftime(:of_format, 'now')),"
             " json_extract(value, '$.kv_keys') FROM json_each(:of_records)"
         )

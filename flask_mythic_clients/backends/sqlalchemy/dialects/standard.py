@@ -91,6 +91,8 @@ class Dialect:
     """Whether SQL writes a UUID as Python does."""
     began: ClassVar[sa.ColumnElement[Any]]
     """The database's time when the statement began."""
+    random: ClassVar[sa.ColumnElement[Any]] = sa.func.random()
+    """A number that is another for each row."""
     now: ClassVar[sa.ColumnElement[Any]]
     """The database's time when this is computed."""
     aware: ClassVar[Any] = staticmethod(methodcaller("replace", tzinfo=UTC))
@@ -104,8 +106,8 @@ class Dialect:
     records_given: ClassVar[Any]
     """A query for records to insert, out of the parameter `of_records`, a JSON array of objects.
 
-    It yields client_id, action, actor, reason, requested_at and kv_keys. In the objects a time is in UTC, or
-    null, which is the statement's; the keys are JSON in a string.
+    It yields client_id, action, actor, reason, request_id, requested_at and kv_keys. In the objects a time is
+    in UTC, or null, which is the statement's; the keys are JSON in a string.
     """
     verdicts: ClassVar[dict[Any, Verdict]] = {}
     """The codes that are known, or their first two letters, and what they mean."""
@@ -186,6 +188,9 @@ class Dialect:
     def lock(self, connection: sa.Connection, ledger: sa.Table) -> None:
         """Take what must be held before a row is read."""
 
+    def by_index(self, connection: sa.Connection) -> None:
+        """Let no query of this transaction read a whole table: each of ours has its index."""
+
     def once(self, name: Any, make: Callable[[], _T]) -> _T:
         """Return what was made the first time: most statements cost more to make than to send."""
         if name not in self._made:
@@ -210,7 +215,7 @@ class Dialect:
         update = self.stamping(ledger, where, column)
 
         def step(connection: sa.Connection, parameters: Any) -> Sequence[sa.Row[Any]]:
-            return sorted(connection.execute(update, parameters), key=attrgetter("id"))
+            return sorted(connection.execute(update, parameters).all(), key=attrgetter("id"))
 
         return step
 
@@ -219,7 +224,7 @@ class Dialect:
         held = self.among(ledger.c.id, "of_ids")
         update = sa.update(ledger).where(held, self.step_2).values({column: self.now})
         stamped = update.returning(ledger.c.id, ledger.c[column])
-        return lambda connection, ids: dict(map(tuple, connection.execute(stamped, {"of_ids": ids})))
+        return lambda connection, ids: dict(map(tuple, connection.execute(stamped, {"of_ids": ids}).all()))
 
     def stamp_one(self, ledger: sa.Table, id: Any, where: sa.ColumnElement[bool]) -> Stamp:
         """Make a step that stamps a record as settled which is not held, and returns the time; or no row."""
@@ -278,6 +283,10 @@ class Dialect:
     def sees_all(self, connection: sa.Connection) -> bool:  # noqa: ARG002
         """Whether the catalogue shows also those tables to which the user has no right."""
         return True
+
+    def hides(self, connection: sa.Connection, table: Any) -> bool:
+        """Whether there may be rows that the table does not show to the user: a view, or a policy."""
+        return table.name in sa.inspect(connection).get_view_names(table.schema)
 
     def unsafe(self, connection: sa.Connection, tables: Sequence[Any]) -> Iterator[Finding]:  # noqa: ARG002
         """Yield what of the server, or of the tables, keeps no promise."""
