@@ -14,18 +14,22 @@ from flask_mythic_clients import MythicClients, openapi_document
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
+from flask_mythic_clients.docs_page import docs_page
 
 from . import stores
+from .console import create_console
 from .models import Client, db, prepare_tables
 
 KEYS_FILE = "admin-keys.txt"
+ROUTES = ["delete", "restore", "history", "preview", "status"]
 ENTRIES_LIVE = 3600  # seconds
 
 
-def create_app(memory: MemoryStore | None = None) -> Flask:
+def create_app(memory: MemoryStore | None = None, *, valkey: stores.EmbeddedValkey | None = None) -> Flask:
     """Return the app; creates the instance folder and the tables where they are missing.
 
     `memory` stands in for the key-value store where there is none; other processes do not see it.
+    `valkey` is the key-value store that this process runs, if the console may pull its plug.
     """
     app = Flask(__name__)
     instance = Path(app.instance_path)
@@ -34,6 +38,7 @@ def create_app(memory: MemoryStore | None = None) -> Flask:
         SQLALCHEMY_DATABASE_URI=stores.database_url(),
         MYTHIC_CLIENTS_ADMIN_KEYS=_admin_keys(instance),
         MYTHIC_CLIENTS_KV_KEYS=["client:{id}", "publishable_key:{publishable_key}"],
+        MYTHIC_CLIENTS_ROUTES=ROUTES,
     )
     app.config.update(
         {name: value for name, value in os.environ.items() if name.startswith("MYTHIC_CLIENTS_")}
@@ -43,8 +48,12 @@ def create_app(memory: MemoryStore | None = None) -> Flask:
     store = memory or RedisStore.from_url(url)
     clients = MythicClients(repository=SQLAlchemyRepository(db, Client), kv=store)
     clients.init_app(app)
+    app.register_blueprint(docs_page())
     with app.app_context():
         prepare_tables(memory or stores.connect(url))
+    if valkey is not None:
+        valkey.keep_copy()
+    app.register_blueprint(create_console(app.config, clients, store, valkey))
 
     @app.get("/api/v1/clients/<client_id>")
     def show(client_id: str) -> Response:
@@ -64,8 +73,8 @@ def create_app(memory: MemoryStore | None = None) -> Flask:
 
     @app.get("/api/v1/openapi.json")
     def document() -> dict[str, Any]:
-        """Tell of the package's route; not of the one above, which is the example's own."""
-        return openapi_document()
+        """Tell of the package's routes; not of the one above, which is the example's own."""
+        return openapi_document(routes=app.config["MYTHIC_CLIENTS_ROUTES"])
 
     return app
 

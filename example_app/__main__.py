@@ -22,24 +22,28 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
-    instance = Path(Flask(__package__).instance_path)
+    bare = Flask(__package__)
+    # The port first: the address is what is told first, and a port in use ends it before a key is made.
+    server = make_server(arguments.host, arguments.port, bare, threaded=True)
+    url = f"http://{arguments.host}:{server.port}"
+    print(f"The console: {url}", flush=True)
+    print(f"The API page: {url}/docs", flush=True)
+    instance = Path(bare.instance_path)
     instance.mkdir(parents=True, exist_ok=True)
-    with _key_value_store(instance) as memory:
+    with _key_value_store(instance) as valkey:
+        memory = None if os.environ.get("REDIS_URL") or stores.has_valkey() else MemoryStore()
         key = _key_of_first_start(instance)
-        server = make_server(arguments.host, arguments.port, create_app(memory), threaded=True)
-        _greet(f"http://{arguments.host}:{server.port}", key)
+        server.app = create_app(memory, valkey=valkey if stores.are_ours() else None)
+        _greet(url, key, memory)
         server.serve_forever()
 
 
-def _key_value_store(instance: Path) -> AbstractContextManager[MemoryStore | None]:
-    if os.environ.get("REDIS_URL"):
+def _key_value_store(instance: Path) -> AbstractContextManager[stores.EmbeddedValkey | None]:
+    if os.environ.get("REDIS_URL") or not stores.has_valkey():
         return nullcontext()
-    if stores.has_valkey():
-        return stores.embedded_valkey(instance)
-    print("No wheel of Valkey for this machine: the entries are in memory, for this process alone.")
-    return nullcontext(MemoryStore())
+    return stores.embedded_valkey(instance)
 
 
 def _key_of_first_start(instance: Path) -> str | None:
@@ -54,7 +58,9 @@ def _key_of_first_start(instance: Path) -> str | None:
     return key
 
 
-def _greet(url: str, key: str | None) -> None:
+def _greet(url: str, key: str | None, memory: MemoryStore | None) -> None:
+    if memory is not None:
+        print("No wheel of Valkey for this machine: the entries are in memory, for this process alone.")
     if not key:
         print("\nThe admin key was shown at the first start; put it in ADMIN_KEY.")
         print(f"Lost it? Delete instance/{KEYS_FILE} and start again.\n")

@@ -14,6 +14,8 @@ from flask_mythic_clients.backends.sqlalchemy import ClientMixin
 
 db = SQLAlchemy()
 
+# The first is the example at /docs.
+DEMO_CLIENTS = {"acme": "Acme"} | {f"demo-{number}": f"Demo client {number}" for number in (1, 2, 3)}
 _TRIES = 20
 
 
@@ -55,8 +57,8 @@ def _add_demo_clients(cache: "redis.Redis | MemoryStore") -> None:
     if db.session.scalar(sa.select(sa.func.count()).select_from(Client)):
         return
     clients = [
-        Client(id=f"demo-{number}", name=f"Demo client {number}", publishable_key=f"pk_demo_{number}")
-        for number in (1, 2, 3)
+        Client(id=id, name=name, publishable_key=f"pk_{id.replace('-', '_')}")
+        for id, name in DEMO_CLIENTS.items()
     ]
     db.session.add_all(clients)
     # Of many workers one comes past this. The entries go before the commit: until then nobody can delete a

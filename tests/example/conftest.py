@@ -50,7 +50,8 @@ class Example:
         """Stop what runs; return the rest of its output."""
         assert self.process is not None
         self.process.send_signal(how)
-        rest, _ = self.process.communicate(timeout=15)
+        # A worker that is told to end while it starts is waited for by gunicorn for 30 seconds, then killed.
+        rest, _ = self.process.communicate(timeout=45)
         self.process = None
         return rest
 

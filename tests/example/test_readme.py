@@ -1,6 +1,7 @@
-"""Every code block of the README does what it says."""
+"""Every code block of the README and of the guide's pages does what it says."""
 
 import dataclasses
+import json
 import re
 import shlex
 import shutil
@@ -14,20 +15,13 @@ import requests
 
 from flask_mythic_clients.auth import create_key, digest
 from flask_mythic_clients.config import Settings
+from flask_mythic_clients.rights import Route
 
+from ..documents import GUIDE, ROOT, blocks
 from ..hosts import KeyValue
-from .conftest import ROOT, Example
+from .conftest import Example
 
-README = (ROOT / "README.md").read_text()
 PREFIX = "MYTHIC_CLIENTS_"
-BLOCKS = [
-    (language, re.sub(r"^   ", "", text, flags=re.MULTILINE) if indent else text)
-    for indent, language, text in re.findall(r"^( *)```(\w+)\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
-]
-
-
-def blocks(language: str, containing: str = "") -> list[str]:
-    return [text for name, text in BLOCKS if name == language and containing in text]
 
 
 CALLERS = {
@@ -42,17 +36,30 @@ CALLERS = {
 
 @pytest.mark.parametrize("caller", CALLERS)
 def test_a_documented_caller_deletes_for_good(caller: str, server: Example) -> None:
+    assert _call(caller, server, restores=False) == "{success:true,deleted:true,hard:true}"
+    assert server.get("demo-1").status_code == 404
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_a_documented_caller_restores(caller: str, example: Example) -> None:
+    example.environment["MYTHIC_CLIENTS_ROUTES"] = "delete,restore"
+    example.start()
+    assert example.delete("demo-1").status_code == 200
+    assert _call(caller, example, restores=True) == "{success:true,restored:true}"
+    assert example.get("demo-1").json()["status"] is True
+
+
+def _call(caller: str, server: Example, *, restores: bool) -> str:
+    """Run the README's call in a language; return what it prints, which each does in its own way."""
     tool, language, mark, name, command = CALLERS[caller]
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed, so the {caller} example cannot run.")
-    [text] = blocks(language, mark)
+    [text] = [text for text in blocks(GUIDE, language, mark) if ("/restore" in text) is restores]
     (server.folder / name).write_text(text.replace("http://127.0.0.1:8000", server.url))
     server.environment["GOCACHE"] = str(server.folder / "go-cache")
     called = server.run(*command, name)
     assert called.returncode == 0, called
-    # Each language prints the object in its own way.
-    assert re.sub(r"[\s'\"]", "", called.stdout).lower() == "{success:true,deleted:true,hard:true}"
-    assert server.get("demo-1").status_code == 404
+    return re.sub(r"[\s'\"]", "", called.stdout).lower()
 
 
 def test_the_python_blocks_run_in_their_order(
@@ -63,7 +70,7 @@ def test_the_python_blocks_run_in_their_order(
 ) -> None:
     kv, key = empty_kv("either"), create_key()
     monkeypatch.setenv("MYTHIC_CLIENTS_ADMIN_KEYS", f"ops={digest(key)}")
-    mount, *others = [text for text in blocks("python") if "import requests" not in text]
+    mount, *others = [text for text in blocks(GUIDE, "python") if "import requests" not in text]
     # A block may make its own `clients`, so each starts from the first block anew.
     for text in ["", *others]:
         names: dict[str, Any] = {"__name__": "app", "my_secret_manager": lambda: {key}}
@@ -90,6 +97,10 @@ def test_the_python_blocks_run_in_their_order(
             app = names["create_app"]()  # a new one: after its first request an app takes no more routes
             names["publish"](app)
             assert list(app.test_client().get("/openapi.json").json["paths"]) == ["/api/v1/clients/{id}"]
+        if "mount_docs" in text:
+            app = names["create_app"]()
+            names["mount_docs"](app)
+            assert "/api/v1/clients/{id}" in app.test_client().get("/internal/docs").text
         if "limit_guesses" in text:
             app = names["create_app"]()
             names["limit_guesses"](app)
@@ -118,11 +129,12 @@ def _delete_an_account(names: dict[str, Any], key: str, kv: KeyValue) -> None:
 
 
 def test_the_config_table_is_that_of_the_settings() -> None:
-    rows = re.findall(rf"^\| `({PREFIX}\w+)` \| `(.*?)` \|", README, re.MULTILINE)
+    rows = re.findall(rf"^\| `({PREFIX}\w+)` \| `(.*?)` \|", GUIDE, re.MULTILINE)
     defaults = Settings()
     shown = {
         "admin_keys": lambda value: str(dict(value)),
         "kv_keys": lambda value: str(list(value)).replace("'", '"'),
+        "routes": lambda value: str(list(map(str, value))).replace("'", '"'),
         "verify_after": lambda value: str(round(value.total_seconds())),
         "keys_kept": lambda value: str(round(value.total_seconds())),
     }
@@ -134,38 +146,66 @@ def test_the_config_table_is_that_of_the_settings() -> None:
 
 
 def test_every_command_of_the_readme_exists_and_no_other(server: Example) -> None:
-    documented = re.findall(r"flask --app app mythic-clients (\S+)", "\n".join(blocks("sh")))
+    documented = re.findall(r"flask --app app mythic-clients (\S+)", "\n".join(blocks(GUIDE, "sh")))
     listed = re.findall(
         r"^  ([a-z-]+)  ", server.flask("--help").stdout.partition("Commands:")[2], re.MULTILINE
     )
     assert sorted(set(documented)) == sorted(listed)
 
 
+# All in one process: the start of Python would be most of it.
+RUN = """
+import json, sys
+from example_app import create_app
+runner = create_app().test_cli_runner()
+ran = [runner.invoke(args=["mythic-clients", *words]) for words in json.loads(sys.argv[1])]
+print(json.dumps([(each.exit_code, each.output) for each in ran]))
+"""
+
+
 def test_the_commands_of_the_readme_run(server: Example) -> None:
     """In their order, each with the README's words; what asks is answered."""
-    [text] = blocks("sh", "mythic-clients history")
+    [text] = blocks(GUIDE, "sh", "mythic-clients history")
     server.delete("demo-1")
+    commands = []
     for line in text.splitlines():
         arguments = line.split("#")[0].split("mythic-clients ")[1].strip()
         arguments = arguments.replace("ID...", "demo-1").replace("ID", "demo-2").replace("NAME", "ops")
-        words = shlex.split(arguments)
-        ran = server.flask(*words)
-        # Nobody is there to type the id, so the hard delete is refused.
-        refused = (["delete", "--hard", "demo-1"], ["history", "--receipt", "demo-2"])
-        assert ran.returncode == (1 if words in refused else 0), ran
+        commands.append(shlex.split(arguments))
+    ran = server.run(sys.executable, "-c", RUN, json.dumps(commands))
+    assert ran.returncode == 0, ran
+    # Nobody is there to type the id, so the hard delete is refused.
+    refused = (["delete", "--hard", "demo-1"], ["history", "--receipt", "demo-2"])
+    for words, (code, output) in zip(commands, json.loads(ran.stdout), strict=True):
+        assert code == (1 if words in refused else 0), (words, output)
     assert server.get("demo-1").json()["status"] is True
 
 
 def test_the_table_of_answers_is_the_servers(server: Example) -> None:
-    rows = dict(re.findall(r"^\| .* \| (\d{3}) \| `(\{.*\})` \|$", README, re.MULTILINE))
-    bodies = re.findall(r"^\| .* \| \d{3} \| `(\{.*\})` \|$", README, re.MULTILINE)
+    rows = dict(re.findall(r"^\| .* \| (\d{3}) \| `(\{.*\})` \|$", GUIDE, re.MULTILINE))
+    bodies = re.findall(r"^\| .* \| \d{3} \| `(\{.*\})` \|$", GUIDE, re.MULTILINE)
     soft, hard = server.delete("demo-1"), server.delete("demo-1", hard=True)
     assert [soft.text, hard.text] == bodies[:2]
     assert server.delete("demo-1").text == rows["404"]
     assert requests.delete(f"{server.url}/api/v1/clients/demo-1", timeout=10).text == rows["401"]
 
 
+def test_the_table_of_more_routes_is_the_servers(example: Example) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+) \{prefix\}([^`[]*)[^`]*` \| `(\{.*?\})`", GUIDE, re.MULTILINE)
+    names = [name for name, *_ in rows]
+    assert names == [route.value for route in Route if route is not Route.DELETE]
+    example.environment["MYTHIC_CLIENTS_ROUTES"] = ",".join(["delete", *names])
+    example.start()
+    example.delete("demo-1")
+    for name, method, path, body in rows:
+        url = f"{example.url}/api/v1{path.format(id='demo-1')}"
+        headers = {"Authorization": f"Bearer {example.key}"}
+        answer = requests.request(method, url, headers=headers, timeout=10)
+        assert (answer.status_code, name) == (200, name)
+        assert list(answer.json()) == re.findall(r'"(\w+)":', body)
+
+
 def test_the_make_targets_of_the_readme_exist() -> None:
     targets = re.findall(r"^([a-z0-9.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"run", "test", "clean"} <= set(targets)
-    assert set(re.findall(r"^`?make ([a-z-]+)", README, re.MULTILINE)) <= set(targets)
+    assert set(re.findall(r"^`?make ([a-z-]+)", GUIDE, re.MULTILINE)) <= set(targets)

@@ -28,7 +28,7 @@ def test_a_hard_delete_leaves_nothing_in_either_store(server: Example) -> None:
     assert server.delete("demo-2", hard=True).json() == {"success": True, "deleted": True, "hard": True}
     assert server.get("demo-2").status_code == 404
     rows = json.loads(server.flask("list", "--json").stdout)
-    assert [row["id"] for row in rows] == ["demo-1", "demo-3"]
+    assert [row["id"] for row in rows] == ["acme", "demo-1", "demo-3"]
 
 
 def test_a_restart_loses_nothing_and_shows_no_key_again(server: Example) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from ..documents import README, blocks
 from .conftest import ROOT
-from .test_readme import blocks
 
 
 @pytest.fixture
 def sample(tmp_path: Path) -> Path:
     """The block that mounts the package."""
-    [text] = blocks("python", "db = SQLAlchemy(")
+    [text] = blocks(README, "python", "db = SQLAlchemy(")
     path = tmp_path / "app.py"
     path.write_text(text)
     return path
