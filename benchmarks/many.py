@@ -2,15 +2,18 @@
 
 import argparse
 import json
+import pickle
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import redis
 import sqlalchemy as sa
@@ -20,7 +23,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from flask_mythic_clients import MythicClients
 from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
-from flask_mythic_clients.model import Result
+from flask_mythic_clients.many import batches
+from flask_mythic_clients.model import DeletionRecord, Result
+from flask_mythic_clients.options import seldom_collected
 
 from . import machine, stores
 from .figures import ratios, spread
@@ -28,7 +33,6 @@ from .processes import ROOT
 
 OUT = ROOT / "build" / "benchmarks"
 _NAME = "many"
-_AT_ONCE = 500
 _OF_THE_LOOP = 10  # it does a part of the work, for it is slow
 
 _REMOVE = sa.text(
@@ -51,6 +55,18 @@ class Client(Base):
     status: Mapped[bool]
 
 
+class Knowing(type("Base", (DeclarativeBase,), {})):  # type: ignore[misc]
+    """The same client, whose row knows what its entry says: so an audit has something to compare."""
+
+    __tablename__ = "clients"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    status: Mapped[bool]
+
+    def entry_values(self) -> dict[str, str]:
+        """Name the entry, and its value."""
+        return {f"client:{self.id}": "x"}
+
+
 @dataclass(frozen=True)
 class Done:
     """How many a second in a round; `left` are rows and entries that should be gone, or back, and are not."""
@@ -67,20 +83,28 @@ class Bench:
     def __init__(self, url: sa.URL, redis_url: str, number: int) -> None:
         self.engine = sa.create_engine(url)
         self.store = redis.Redis.from_url(redis_url)
-        self.ids = [f"c{index:08}" for index in range(number)]
-        self._app = Flask("host")
-        self._app.config["MYTHIC_CLIENTS_ADMIN_KEYS"] = {"ops": "sha256:" + "0" * 64}
-        self._app.config["MYTHIC_CLIENTS_VERIFY_AFTER"] = 0
-        repository = SQLAlchemyRepository(self.engine, Client)
-        self._clients = MythicClients(self._app, repository=repository, kv=RedisStore.from_url(redis_url))
+        self.number = number
+        self._mounted = {model: self._mount(model, redis_url) for model in (Client, Knowing)}
         Base.metadata.drop_all(self.engine)
         Base.metadata.create_all(self.engine)
 
+    def _mount(self, model: Any, redis_url: str) -> tuple[Flask, MythicClients]:
+        app = Flask("host")
+        app.config["MYTHIC_CLIENTS_ADMIN_KEYS"] = {"ops": "sha256:" + "0" * 64}
+        app.config["MYTHIC_CLIENTS_VERIFY_AFTER"] = 0
+        repository = SQLAlchemyRepository(self.engine, model)
+        return app, MythicClients(app, repository=repository, kv=RedisStore.from_url(redis_url))
+
     @contextmanager
-    def service(self) -> Iterator[Any]:
-        """Give the package's service."""
-        with self._app.app_context():
-            yield self._clients.service
+    def service(self, model: Any = Client) -> Iterator[Any]:
+        """Give the package's service, as the commands have it."""
+        app, clients = self._mounted[model]
+        with app.app_context(), seldom_collected():  # as by a command
+            yield clients.service
+
+    def ids(self, number: int | None = None) -> Iterator[list[str]]:
+        """Iterate over batches of all ids, or of so many: a list of all would be counted as memory."""
+        return batches(f"c{index:08}" for index in range(number or self.number))
 
     def fill(self, *, active: bool) -> None:
         """Make all clients anew, with their entries; none of them recorded."""
@@ -88,13 +112,12 @@ class Bench:
         with self.engine.begin() as connection:
             for table in reversed(Base.metadata.sorted_tables):
                 connection.execute(sa.delete(table))
-            rows = [{"id": id, "status": active} for id in self.ids]
-            for at in range(0, len(rows), 10_000):
-                connection.execute(sa.insert(Client), rows[at : at + 10_000])
-        pipeline = self.store.pipeline(transaction=False)
-        for id in self.ids:
-            pipeline.set(f"client:{id}", "x")
-        pipeline.execute()
+            for some in self.ids():
+                connection.execute(sa.insert(Client), [{"id": id, "status": active} for id in some])
+                pipeline = self.store.pipeline(transaction=False)
+                for id in some:
+                    pipeline.set(f"client:{id}", "x")
+                pipeline.execute()
         self.settle_down()
 
     def settle_down(self) -> None:
@@ -110,8 +133,7 @@ class Bench:
 
     def bare(self) -> int:
         """Do the same work by arrays and a pipeline: remove and record, then the entries, then the stamp."""
-        for at in range(0, len(self.ids), _AT_ONCE):
-            some = self.ids[at : at + _AT_ONCE]
+        for some in self.ids():
             with self.engine.begin() as connection:
                 connection.execute(_REMOVE, {"ids": some})
             pipeline = self.store.pipeline(transaction=False)
@@ -120,28 +142,28 @@ class Bench:
             pipeline.execute()
             with self.engine.begin() as connection:
                 connection.execute(_STAMP, {"ids": some})
-        return len(self.ids)
+        return self.number
 
     def loop(self) -> int:
         """Remove some by a loop over the ORM: get, delete, commit, remove the entry."""
-        some = self.ids[: len(self.ids) // _OF_THE_LOOP]
+        number = self.number // _OF_THE_LOOP
         with Session(self.engine) as session:
-            for id in some:
+            for id in chain.from_iterable(self.ids(number)):
                 session.delete(session.get_one(Client, id))
                 session.commit()
                 self.store.delete(f"client:{id}")
-        return len(some)
+        return number
 
 
 def main() -> int:
     """Measure; return 1 where something was left undone."""
     options = _options()
     described, done = machine.describe(), list[Done]()
-    with stores.started("postgresql") as found:
+    # A phase takes minutes: so long no database goes without looking at its tables.
+    with stores.started("postgresql", "-c", "autovacuum=on") as found:
         bench = Bench(found.create_database(_NAME), found.redis.url, options.clients)
         for number in range(options.rounds):
             done += _round(bench, number)
-            print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
         bench.engine.dispose()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     text = _text(described, done, options.clients, peak)
@@ -159,12 +181,13 @@ def main() -> int:
 
 
 def _round(bench: Bench, number: int) -> Iterator[Done]:
-    total = len(bench.ids)
+    total = bench.number
 
     def timed(name: str, act: Callable[[], int], left: Callable[[int], int]) -> Done:
         began = time.perf_counter()
         count = act()
         a_second = count / (time.perf_counter() - began)
+        print(f"round {number + 1}, {name}: {a_second:.0f} a second", file=sys.stderr, flush=True)
         return Done(number, name, a_second, left(count))
 
     def gone(count: int) -> int:
@@ -175,12 +198,20 @@ def _round(bench: Bench, number: int) -> Iterator[Done]:
     bench.fill(active=False)
     yield timed("bare SQL", bench.bare, gone)
     bench.fill(active=False)
-    with bench.service() as service:
+    with bench.service() as service, TemporaryFile() as file:
         everybody = {"older_than": timedelta(0), "include_unrecorded": True, "actor": "bench"}
         yield timed("purge", lambda: _count(service.purge(**everybody)), gone)
         bench.settle_down()
-        exported = list(service.records())
+        exported = _Exported(file, service.records())
         bench.fill(active=True)  # as a backup that knows of nothing
+        with bench.service(Knowing) as knowing:
+            looks = knowing.audit(min_age=timedelta())
+            wrong = list[Any]()
+            yield timed(
+                "audit (keys)",
+                lambda: sum(_keys(looks, wrong)),
+                lambda count: 2 * total - count + len(wrong),
+            )
         yield timed("replay", lambda: _count(service.replay(exported)), gone)
         for _ in range(2):  # the mark of the first is older than what it verifies
             service.reconcile()
@@ -188,6 +219,28 @@ def _round(bench: Bench, number: int) -> Iterator[Done]:
         yield timed(
             "forget", lambda: sum(service.forget(older_than=timedelta(0))), lambda count: total - count
         )
+
+
+class _Exported:
+    """Records in a file, as an export is."""
+
+    def __init__(self, file: IO[bytes], records: Iterable[DeletionRecord]) -> None:
+        self._file = file
+        for record in records:
+            pickle.dump(record, file)
+
+    def __iter__(self) -> Iterator[DeletionRecord]:
+        self._file.seek(0)
+        with suppress(EOFError):
+            while True:
+                yield pickle.load(self._file)
+
+
+def _keys(looks: Any, wrong: list[Any]) -> Iterator[int]:
+    """Yield how many keys are looked at: of rows, each of which has one, and of the store."""
+    for looked in looks:
+        wrong += looked.found
+        yield looked.clients + looked.entries
 
 
 def _count(outcomes: Any) -> int:

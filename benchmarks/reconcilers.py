@@ -50,6 +50,7 @@ def _package(url: sa.URL, redis_url: str, page: int) -> Callable[[], int]:  # no
 
     from flask_mythic_clients import MythicClients
     from flask_mythic_clients.backends.redis import RedisStore
+    from flask_mythic_clients.options import seldom_collected
 
     app = Flask("host")
     app.config["MYTHIC_CLIENTS_ADMIN_KEYS"] = {"ops": "sha256:" + "0" * 64}
@@ -59,7 +60,7 @@ def _package(url: sa.URL, redis_url: str, page: int) -> Callable[[], int]:  # no
     )
 
     def reconcile() -> int:
-        with app.app_context():
+        with app.app_context(), seldom_collected():  # as by the command
             return clients.service.reconcile().settled
 
     return reconcile

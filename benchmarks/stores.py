@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,23 +67,26 @@ def closing_engine(engine: sa.Engine) -> Iterator[sa.Engine]:
 
 
 @contextmanager
-def started(kind: str) -> Iterator[Stores]:
-    """Start the stores, and stop them at the end. Raises servers.ServerUnavailableError, NotDurableError."""
+def started(kind: str, *options: str) -> Iterator[Stores]:
+    """Start the stores, and stop them at the end. Raises servers.ServerUnavailableError, NotDurableError.
+
+    `options` are PostgreSQL's, after ours.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         with _nobodys():
             kv = _key_value()
             stack.callback(kv.stop)
-            database = _START[kind]()
+            database = _START[kind](options)
             if database is not None:
                 stack.callback(database.stop)
         yield _stores(kind, database, kv, folder)
 
 
-_START: Mapping[str, Callable[[], servers.Server | None]] = {
-    "postgresql": lambda: servers.postgresql(_POSTGRESQL),
-    "mariadb": lambda: servers.mariadb(_MARIADB),
-    "sqlite": lambda: None,
+_START: Mapping[str, Callable[[Sequence[str]], servers.Server | None]] = {
+    "postgresql": lambda options: servers.postgresql((*_POSTGRESQL, *options)),
+    "mariadb": lambda _: servers.mariadb(_MARIADB),
+    "sqlite": lambda _: None,
 }
 
 
