@@ -121,23 +121,23 @@ WRITTEN_AGAIN = [[BEGIN], [f"{ROW}.* FOR SHARE"], ["COMMIT"]]
 TRIPS = {
     "acme": [[BEGIN, STEP_1, NEXT, STAMP, ROW], ["COMMIT"]],
     "acme?hard=true": [[STEP_1], [STAMP]],
-    "nobody?hard=true": [[STEP_1], [BEGIN, DURABLE, NEXT, STAMP, ROW, LEFT], ["COMMIT"]],
+    "nobody?hard=true": [[STEP_1], [BEGIN, DURABLE, "COMMIT", ROW, LEFT]],
+    "nobody": [[BEGIN, STEP_1, NEXT, STAMP, ROW], ["COMMIT", BEGIN, DURABLE, "COMMIT", ROW, LEFT]],
     "deleted": [
         [BEGIN, STEP_1, NEXT, STAMP, ROW],
-        ["COMMIT", BEGIN, DURABLE, NEXT, STAMP, ROW, LEFT],
-        ["COMMIT"],
+        ["COMMIT", BEGIN, DURABLE, "COMMIT", ROW, LEFT],
         *WRITTEN_AGAIN,
     ],
 }
 TRIPS_OF_ORM = {
     "acme": [[BEGIN, STEP_1, NEXT, STAMP], [ROW], ["COMMIT"]],
     "acme?hard=true": [[STEP_1], [STAMP]],
-    "nobody?hard=true": [[STEP_1], [BEGIN, DURABLE, NEXT, STAMP, LEFT], [ROW], ["COMMIT"]],
+    "nobody?hard=true": [[STEP_1], [BEGIN, DURABLE, "COMMIT", LEFT], [ROW]],
+    "nobody": [[BEGIN, STEP_1, NEXT, STAMP], ["COMMIT", BEGIN, DURABLE, "COMMIT", LEFT], [ROW]],
     "deleted": [
         [BEGIN, STEP_1, NEXT, STAMP],
-        ["COMMIT", BEGIN, DURABLE, NEXT, STAMP, LEFT],
+        ["COMMIT", BEGIN, DURABLE, "COMMIT", LEFT],
         [ROW],
-        ["COMMIT"],
         *WRITTEN_AGAIN,
     ],
 }

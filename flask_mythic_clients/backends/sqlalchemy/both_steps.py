@@ -99,14 +99,18 @@ class BothSteps:
             else:
                 told, *begun = send(BEGIN, step_1, COMMIT_AND_BEGIN, *step_2)
             recorded = plan.told(told.one(), change)
-            missed: Any = recorded is not None  # nothing to stamp: another was first
             if recorded is None:
                 # Where that has stamped nothing no ROLLBACK: at one the driver forgets what it has prepared.
                 first = [ROLLBACK if begun[0] else COMMIT] if begun else []
                 durable = ready(dialect.durable), no_parameters
-                _, *begun, missed = send(
-                    *first, BEGIN, durable, COMMIT_AND_BEGIN, *step_2, (ready(left), of_client)
+                _, *found, pending = send(
+                    *first, BEGIN, durable, COMMIT, *step_2[1:], (ready(left), of_client)
                 )
+                if not pending:
+                    with self._found(connection, dialect, change.client_id, found) as clients:
+                        yield lone, Begun(None, Holding((), clients), settle_alone)
+                    return
+                begun = send(BEGIN, *step_2)
             elif recorded.alone and change.action is Action.HARD:
                 yield lone, Begun(recorded, None, settle_alone)
                 return
@@ -114,7 +118,7 @@ class BothSteps:
                 begun = send(BEGIN, *step_2)
             stamped, *found = begun
             records = self._ledger.records(dialect, stamped)
-            if missed and not records:
+            if not records:  # another was first, or a record is newer than the statement that stamps
                 records = self._ledger.settle(connection, dialect, [change.client_id], wait=True)
                 found = send(*step_2[1:])
             with self._found(connection, dialect, change.client_id, found) as clients:
