@@ -155,6 +155,7 @@ def test_a_reconcile_repeated_does_nothing(scene: Scene) -> None:
     assert scene.tap.calls == 2
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("scene", "query"),
     [(OURS, ""), (OURS, "?hard=true"), (SOME[0], ""), (SOME[3], "")],
