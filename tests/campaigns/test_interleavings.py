@@ -9,7 +9,7 @@ reader and no late command is under way. What must hold is listed in `promises.p
 
 `--size 2` (the default): all pairs, with at most one fault, and the window passes; and all triples, without
 either, from two of the starts. `--size 3` or more: all pairs with two faults; and all triples from all
-starts, with a fault, and again without one where the window passes. It takes about ten minutes.
+starts, with a fault, and again without one where the window passes. It takes an hour or two.
 """
 
 import logging
