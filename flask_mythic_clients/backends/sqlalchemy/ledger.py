@@ -167,9 +167,7 @@ class Ledger:
         self, connection: sa.Connection, dialect: Dialect, after: DeletionRecord | None
     ) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.pending`."""
-        query = self._page(self._pending)
-        if after is not None:
-            query = query.where(self.table.c.id > after.id)
+        query = self._page(dialect, self._pending, "id", after=after)
         return _records(dialect, connection.execute(query).all())
 
     def due(
@@ -180,9 +178,7 @@ class Ledger:
         after: DeletionRecord | None,
     ) -> list[DeletionRecord]:
         """Fulfil `ports.DeletionLedger.due`."""
-        query, c = self._page(self._due(dialect, settled_for)), self.table.c
-        if after is not None:
-            query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
+        query = self._page(dialect, self._due(dialect, settled_for), "settled_at", "id", after=after)
         return _records(dialect, connection.execute(query).all())
 
     def done(
@@ -197,17 +193,12 @@ class Ledger:
         c = self.table.c
         if after is None or after.verified_at is None:
             settled = self._unverified & self._within(c.settled_at, since, before)
-            query = self._page(settled)
-            if after is not None:
-                query = query.where(sa.tuple_(c.settled_at, c.id) > sa.tuple_(after.settled_at, after.id))
+            query = self._page(dialect, settled, "settled_at", "id", after=after)
             if found := _records(dialect, connection.execute(query).all()):
                 return found
             after = None
-        query = self._page(self._keyed & self._within(c.verified_at, since, before))
-        if after is not None:
-            last = (after.verified_at, after.settled_at, after.id)
-            query = query.where(c.verified_at >= after.verified_at)  # which the index can find
-            query = query.where(sa.tuple_(c.verified_at, c.settled_at, c.id) > sa.tuple_(*last))
+        verified = self._keyed & self._within(c.verified_at, since, before)
+        query = self._page(dialect, verified, "verified_at", "settled_at", "id", after=after)
         return _records(dialect, connection.execute(query).all())
 
     def forget_keys(
@@ -219,7 +210,8 @@ class Ledger:
         old = self._keyed & (c.verified_at <= dialect.ago(kept))
         if verified_before is not None:
             old &= c.verified_at < verified_before
-        found = connection.execute(self._page(old).with_only_columns(c.id, c.kv_keys)).all()
+        query = self._page(dialect, old, "verified_at", "settled_at", "id")
+        found = connection.execute(query.with_only_columns(c.id, c.kv_keys)).all()
         digests = [{"of_id": id, "kv_keys": _digests(keys)} for id, keys in sorted(map(tuple, found))]
         if digests:
             of_id = sa.update(self.table).where(c.id == sa.bindparam("of_id"), self._keyed, dialect.step_2)
@@ -302,11 +294,23 @@ class Ledger:
         c = self.table.c
         return self._unverified & (c.settled_at <= dialect.ago(settled_for))
 
-    def _page(self, where: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    def _page(
+        self,
+        dialect: Dialect,
+        where: sa.ColumnElement[bool],
+        *order: str,
+        after: DeletionRecord | None = None,
+    ) -> sa.Select[Any]:
+        """Return a page in the order of the index, of which `where` says what comes before `order`: nulls."""
         c = self.table.c
-        # The order of the index, also where its first columns are all null.
-        in_order = (c.digested_at, c.verified_at, c.settled_at, c.id)
-        return sa.select(self.table).where(where).order_by(*in_order).limit(_PAGE)
+        columns = [c[name] for name in order]
+        by = (c.digested_at, c.verified_at, c.settled_at, c.id) if dialect.sorts_nulls else columns
+        query = sa.select(self.table).where(where).order_by(*by).limit(_PAGE)
+        if after is None:
+            return query
+        last = [getattr(after, name) for name in order]
+        # The first condition says no more, but the index of MariaDB can begin there.
+        return query.where(columns[0] >= last[0], sa.tuple_(*columns) > sa.tuple_(*last))
 
     def _named(
         self, connection: sa.Connection, dialect: Dialect, client_ids: Collection[str]

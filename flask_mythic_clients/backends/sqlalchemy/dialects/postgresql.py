@@ -66,6 +66,7 @@ class PostgreSQL(Dialect):
     hides_rows = True
     raises_at_commit = True
     uuid_is_text = True
+    sorts_nulls = True
     began = sa.func.statement_timestamp()
     now = sa.func.clock_timestamp()
     aware = staticmethod(methodcaller("astimezone", UTC))

@@ -89,6 +89,8 @@ class Dialect:
     """Whether what is deferred to the commit cannot be asked for before."""
     uuid_is_text: ClassVar[bool] = False
     """Whether SQL writes a UUID as Python does."""
+    sorts_nulls: ClassVar[bool] = False
+    """Whether the order of an index is found only where its columns that are all null are named, too."""
     began: ClassVar[sa.ColumnElement[Any]]
     """The database's time when the statement began."""
     random: ClassVar[sa.ColumnElement[Any]] = sa.func.random()
