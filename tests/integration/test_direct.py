@@ -157,3 +157,16 @@ def test_a_value_that_the_model_cannot_read_is_told_as_on_the_general_way(
                 caught.append((type(error.value), str(error.value)))
                 sa.event.listen(db.engine, "before_cursor_execute", lambda *_: None)
     assert caught[0] == caught[1]
+
+
+def test_what_is_always_the_same_is_no_parameter(open_scene: Callable[..., Any]) -> None:
+    with open_scene() as scene:
+        with _driver(scene) as driver:
+            found = driver.execute(
+                "SELECT cardinality(parameter_types), statement FROM pg_prepared_statements"
+            )
+            prepared = {statement: number for number, statement in found if "client_deletions" in statement}
+            driver.rollback()
+        # The key; the id, who, why, and the request's id.
+        assert max(number for statement, number in prepared.items() if "INSERT" in statement) == 5
+        assert max(number for statement, number in prepared.items() if "INSERT" not in statement) == 2

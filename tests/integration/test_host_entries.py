@@ -154,12 +154,13 @@ class TestTemplates:
         self, database_url: str, mount: Callable[..., Host], text: str
     ) -> None:
         db, store = SQLAlchemy(), MemoryStore()
-        config = {"MYTHIC_CLIENTS_KV_KEYS": ["{{%}}'ü:{publishable_key}"]}
+        templates = ["ü:{publishable_key}", "{{%}}'\\n:{publishable_key}"]
+        config = {"MYTHIC_CLIENTS_KV_KEYS": templates}
         host = mount(database_url, store, db=db, model=make_model(db), config=config)
         for path in ("acme", "acme?hard=true"):
             host.add(id="acme", publishable_key=text) if path == "acme" else None
             assert host.delete(path).status_code == 200
-        assert [record.kv_keys for record in host.records("acme")] == [(f"{{%}}'ü:{text}",)] * 2
+        assert [record.kv_keys for record in host.records("acme")] == [(f"ü:{text}", f"{{%}}'\\n:{text}")] * 2
 
     def test_beside_a_rule_they_are_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="MYTHIC_CLIENTS_KV_KEYS and entries"):

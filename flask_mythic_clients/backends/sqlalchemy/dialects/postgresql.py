@@ -243,7 +243,7 @@ class PostgreSQL(Dialect):
         return sa.select(trigger.c.tgconstrrelid).where(of_table, trigger.c.tgisinternal)
 
     def _oid(self, table: Any) -> sa.ColumnElement[Any]:
-        return sa.cast(sa.func.to_regclass(self.sqlalchemys.identifier_preparer.format_table(table)), OID)
+        return sa.cast(sa.func.to_regclass(sa.literal(self.name_of(table), sa.String)), OID)
 
     def json_array(self, *items: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.json_array`; the standard's leaves nulls out."""

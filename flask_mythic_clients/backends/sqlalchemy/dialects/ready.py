@@ -30,6 +30,27 @@ class Rows(list[Any]):
         return row
 
 
+def _writing_out(compiler: Any) -> Any:
+    """Return a compiler that writes constants into the text: as parameters they cost their way each time."""
+
+    def visit_bindparam(self: Any, bind: Any, **options: Any) -> Any:
+        given = {**options, "literal_binds": True} if _is_plain(bind) else options
+        return compiler.visit_bindparam(self, bind, **given)
+
+    return type("Compiler", (compiler,), {"visit_bindparam": visit_bindparam})
+
+
+_PLAIN = {sa.String, sa.Integer, sa.Boolean}  # not a type of the host's: it may write values in its own way
+
+
+def _is_plain(bind: Any) -> bool:
+    """Whether its value is always the same, and every database reads it alike."""
+    if bind.required or bind.expanding or type(bind.type) not in _PLAIN:
+        return False
+    value = bind.effective_value
+    return isinstance(value, int) or (isinstance(value, str) and not {*value} & {*"'%\\\0"})
+
+
 class Ready:
     """A statement as the driver takes it: its text made once, its values as SQLAlchemy would give them."""
 
@@ -37,6 +58,7 @@ class Ready:
         """`paramstyle` is one with positions, of SQLAlchemy's."""
         styled: Any = copy(dialect)
         styled.paramstyle, styled.positional = paramstyle, True
+        styled.statement_compiler = _writing_out(styled.statement_compiler)
         compiled: Any = statement.compile(dialect=styled)
         self.text = str(compiled)
         self.is_ready = not compiled.insert_prefetch and not compiled.update_prefetch
