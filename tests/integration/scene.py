@@ -107,6 +107,16 @@ class Told:
         return False
 
 
+class WithoutValues(Told):
+    """A model that knows no values of its entries: no code of the host's sees a row."""
+
+    def map(self, db: SQLAlchemy, table: str = "clients") -> Any:
+        columns = {name: sa.Column(sa.String(64)) for name in ("name", "publishable_key")}
+        columns["id"] = sa.Column(sa.String(64), primary_key=True)
+        columns["status"] = sa.Column(sa.Boolean, nullable=False, default=True)
+        return type("Client", (db.Model,), {"__tablename__": table, **columns})
+
+
 OURS = Told()
 # A sample: a time and a text by both paths, to take turns; and every kind, by the one or the other.
 SOME = [Told(kind, path) for kind in ("time", "text") for path in ("statement", "listeners")]

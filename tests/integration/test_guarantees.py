@@ -16,7 +16,7 @@ from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue
 
-from .scene import AWAY, CONFIG, OURS, SOME, Scene, hung_server, make_scene
+from .scene import AWAY, CONFIG, OURS, SOME, Scene, WithoutValues, hung_server, make_scene
 
 THREADS = 16
 # As a foreign key does that is inserted; on SQLite a write, for it has one lock.
@@ -144,6 +144,17 @@ def test_a_soft_delete_finishes_a_pending_hard_delete(scene: Scene) -> None:
     assert scene.host.delete("acme").status_code == 200
     assert scene.agrees()
     assert scene.host.delete("acme").status_code == 404
+
+
+@pytest.mark.parametrize("scene", [WithoutValues()], indirect=True, ids=str)
+@pytest.mark.parametrize("query", ["", "?hard=true"])
+def test_what_was_left_is_finished_also_where_the_row_is_read_with_the_rest(scene: Scene, query: str) -> None:
+    scene.tap.store, real = AWAY, scene.tap.store
+    assert scene.host.delete("acme?hard=true").status_code == 503
+    scene.tap.store = real
+    assert scene.host.delete(f"acme{query}").status_code == 200
+    assert (scene.entries(), scene.pending()) == ([], 0)
+    assert scene.host.delete(f"acme{query}").status_code == 404
 
 
 def test_a_reconcile_repeated_does_nothing(scene: Scene) -> None:

@@ -20,7 +20,7 @@ from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue, client_model, mounting
 
-from .scene import AWAY, BOUNDED, CONFIG, IN_ONE, OURS, Scene, Told, make_scene
+from .scene import AWAY, BOUNDED, CONFIG, IN_ONE, OURS, Scene, Told, WithoutValues, make_scene
 
 ACTION = {Action.SOFT: "UPDATE", Action.HARD: "DELETE"}
 
@@ -142,16 +142,6 @@ TRIPS_OF_ORM = {
     ],
 }
 UNPREPARED = {"connect_args": {"prepare_threshold": None}}  # so that each statement's text is sent
-
-
-class WithoutValues(Told):
-    """A model that knows no values of its entries."""
-
-    def map(self, db: SQLAlchemy, table: str = "clients") -> Any:
-        columns = {name: sa.Column(sa.String(64)) for name in ("name", "publishable_key")}
-        columns["id"] = sa.Column(sa.String(64), primary_key=True)
-        columns["status"] = sa.Column(sa.Boolean, nullable=False, default=True)
-        return type("Client", (db.Model,), {"__tablename__": table, **columns})
 
 
 def test_postgresql_locks_no_row_whose_id_is_the_beginning_of_the_one_asked_for(
@@ -325,7 +315,7 @@ def test_mariadb_gets_few_statements_for_each_step_and_each_is_bounded(
     )
     change = {"UPDATE": "UPDATE clients SET status", "DELETE": "DELETE FROM clients"}[ACTION[action]]
     step_1 = f"{IN_ONE}{begin}DO LAST_INSERT_ID.*; {BOUNDED}{insert} .*; IF .* THEN {BOUNDED}{change}.*; "
-    step_1 += f"{look} THEN ROLLBACK; .* ELSE COMMIT; END IF; ELSE ROLLBACK; SELECT 0 .*; END IF; END$"
+    step_1 += f"{look} THEN ROLLBACK; .* ELSE COMMIT; END IF; ELSE SELECT 0 .*; ROLLBACK; END IF; END$"
     stamp = "UPDATE client_deletions SET settled_at"
     if action is Action.HARD:
         settle = (
@@ -343,18 +333,20 @@ def test_mariadb_gets_few_statements_for_each_step_and_each_is_bounded(
 
 # The pool's own ROLLBACK among them.
 @pytest.mark.parametrize(
-    ("action", "told", "trips"),
+    ("path", "told", "trips"),
     [
-        (Action.HARD, OURS, 3),
-        (Action.SOFT, OURS, 5),
-        (Action.SOFT, WithoutValues(), 4),
+        ("acme?hard=true", OURS, 3),
+        ("acme", OURS, 5),
+        ("acme", WithoutValues(), 4),
+        ("nobody?hard=true", WithoutValues(), 2),
+        ("nobody", WithoutValues(), 2),
     ],
     ids=str,
 )
 def test_mariadb_makes_few_round_trips(
     empty_database: Callable[[str], str],
     open_scene: Any,
-    action: Action,
+    path: str,
     told: Told,
     trips: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -368,7 +360,7 @@ def test_mariadb_makes_few_round_trips(
 
     with open_scene(empty_database("mariadb"), told) as scene:
         monkeypatch.setattr(pymysql.connections.Connection, "_execute_command", count)
-        assert scene.host.delete(f"acme{'?hard=true' * (action is Action.HARD)}").status_code == 200
+        assert scene.host.delete(path).status_code == (404 if "nobody" in path else 200)
     assert len(sent) == trips, sent
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ...entries import EntryRule
-from ...model import Action, Change, Client, DeletionRecord, Holding
+from ...model import Action, Change, Client, DeletionRecord, Holding, Recorded
 from ...ports import Begun
 from .dialects import (
     BEGIN,
@@ -23,7 +23,7 @@ from .dialects import (
     pipelined,
 )
 from .ledger import Ledger
-from .recorder import OneStatement, Plan
+from .recorder import InOneTrip, OneStatement, Plan, Unchanged
 from .rows import ClientRows
 from .sessions import plain
 
@@ -54,13 +54,22 @@ class BothSteps:
         client_id, settle = change.client_id, self._settle_in_one(dialect, plan)
         with plan.begin(engine) as transaction:
             connection = _connection(transaction)
+            taken: Recorded | Unchanged | None
             with refusals():
-                recorded = plan.take(transaction, key, change, entries)
+                if isinstance(plan, InOneTrip):
+                    taken = plan.take_or_see(transaction, key, change)
+                else:
+                    taken = plan.take(transaction, key, change, entries)
                 transaction.commit()
+            recorded = taken if isinstance(taken, Recorded) else None
             if isinstance(transaction, Session):
                 transaction.close()
             lone: Any = Compounds(connection) if settle is not None else dialect.often(connection)
             settle_alone = partial(self._settle_alone, connection, lone, dialect)
+            if isinstance(taken, Unchanged) and not taken.pending:
+                with self._found(connection, dialect, client_id, [taken.row]) as clients:
+                    yield lone, Begun(None, Holding((), clients), settle_alone)
+                return
             if recorded is None and dialect.durable is not None:
                 connection.execute(dialect.durable)
                 connection.commit()

@@ -7,7 +7,7 @@ host's has to run in Python: one statement where the database can, two elsewhere
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from inspect import iscoroutinefunction, signature
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -18,7 +18,7 @@ from ...entries import EntryRule, KeyTemplates
 from ...errors import ConfigurationError
 from ...model import Action, Change, Client, DeletionRecord, Recorded
 from .cascades import Cascades
-from .dialects import Compounds, Dialect
+from .dialects import Compounds, Dialect, Rows
 from .rows import ClientRows
 from .sessions import Sessions, listens
 from .transactions import UndecidedError
@@ -62,6 +62,13 @@ class TakenAlongError(Exception):
     def __init__(self, clients: Sequence[str]) -> None:
         super().__init__(clients)
         self.clients = clients
+
+
+class Unchanged(NamedTuple):
+    """Nothing was to be changed, and this was seen after that: first the row, then what is pending."""
+
+    row: Rows
+    pending: Rows
 
 
 class Plan(Protocol):
@@ -272,8 +279,10 @@ class _TwoStatements:
         self._change = change_row.execution_options(preserve_rowcount=True)
         self._look = sa.select(rows.status.column.label("status")).where(dialect.same(rows.id, key))
         self._applies = sa.select(rows.status.column).where(applies)
-        self.compound = dialect.change_in_one(self._insert, self._change, None if removes else self._applies)
         self.row = rows.columns_of_entries(key, templates, dialect)
+        seen = () if self.row is None else (self.row, _others(ledger).limit(1))
+        kept = None if removes else self._applies
+        self.compound = dialect.change_in_one(self._insert, self._change, kept, seen)
         self._rows = rows
         self._skips_rows = dialect.skips_rows
         self._cascades = cascades
@@ -344,11 +353,17 @@ class InOneTrip:
         entries: EntryRule,  # noqa: ARG002
     ) -> Recorded | None:
         """Fulfil `Plan.take`."""
+        taken = self.take_or_see(transaction, key, change)
+        return taken if isinstance(taken, Recorded) else None
+
+    def take_or_see(self, transaction: Compounds, key: Any, change: Change) -> Recorded | Unchanged | None:
+        """Do the same; where there is nothing to change, see if that is the end of it, if SQL can."""
         if self._statements.ask(transaction.connection):
             transaction.connection.rollback()  # a compound begins its own
         inserted, *undone = transaction.send(self._compound, {_KEY: key, **_given(change)})
         if not inserted:
-            return None
+            _, *seen = undone
+            return Unchanged(*seen) if seen else None
         if undone and undone[0].one().kept:
             raise KeptError
         if undone:

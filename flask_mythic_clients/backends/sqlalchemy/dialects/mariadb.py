@@ -90,7 +90,9 @@ class MariaDB(Dialect):
         with connected(engine) as connection, undone(connection), _undone_by_hand(connection):
             yield Compounds(connection)
 
-    def change_in_one(self, insert: Any, change: Any, kept: sa.Select[Any] | None) -> Compound | None:
+    def change_in_one(
+        self, insert: Any, change: Any, kept: sa.Select[Any] | None, seen: Sequence[sa.Select[Any]]
+    ) -> Compound | None:
         """Fulfil `Dialect.change_in_one`.
 
         Of an INSERT … RETURNING no ROW_COUNT is had. Its id tells, unless a trigger of the host's gives ids.
@@ -98,16 +100,18 @@ class MariaDB(Dialect):
         if not self._takes_compounds:
             return None
         inserted, changed, told = self._ready(insert), self._ready(change), self._ready(_KEPT)
-        unnumbered = self._ready(_UNNUMBERED)
+        unnumbered, looks = self._ready(_UNNUMBERED), [self._ready(look) for look in seen]
         is_kept: list[str | Ready] = (
             ["ROW_COUNT() = 0"] if kept is None else ["EXISTS (", self._ready(kept), ")"]
         )
         parts = (
             *(_BEGUN, "DO LAST_INSERT_ID(0);", _BOUNDED, inserted, "; IF LAST_INSERT_ID() > 0 THEN"),
             *(_BOUNDED, changed, "; IF", *is_kept, "THEN ROLLBACK;", told, "; ELSE COMMIT; END IF;"),
-            *("ELSE ROLLBACK;", unnumbered, "; END IF; END"),
+            *("ELSE", unnumbered, ";"),
+            *(part for look in looks for part in (look, ";")),
+            "ROLLBACK; END IF; END",
         )
-        compound = Compound(parts, (inserted, told))
+        compound = Compound(parts, (inserted, told, *looks))
         return compound if compound.is_ready else None
 
     def settle_in_one(

@@ -161,12 +161,18 @@ class Dialect:
         """Open what stands for a connection, for compounds; asked where there is one."""
         raise NotImplementedError
 
-    def change_in_one(self, insert: Any, change: Any, kept: sa.Select[Any] | None) -> Compound | None:  # noqa: ARG002
+    def change_in_one(
+        self,
+        insert: Any,  # noqa: ARG002
+        change: Any,  # noqa: ARG002
+        kept: sa.Select[Any] | None,  # noqa: ARG002
+        seen: Sequence[sa.Select[Any]],  # noqa: ARG002
+    ) -> Compound | None:
         """Return a compound that inserts a record, changes the row if there is one, and commits.
 
         It gives what was inserted; after that, where it has rolled back, whether that is because the row is
-        `kept` as it was. `kept` is a query that finds it so; None: the number of rows tells. None where there
-        is no such compound.
+        `kept` as it was. `kept` is a query that finds it so; None: the number of rows tells. Where there was
+        nothing to insert, it gives at the end what is `seen` then. None where there is no such compound.
         """
         return None
 
