@@ -209,7 +209,7 @@ class MariaDB(Dialect):
         return _takes_compounds(self.sqlalchemys)
 
     def _ready(self, statement: Any) -> Ready:
-        return Ready(statement, self.sqlalchemys, "format")
+        return Ready(statement, self.sqlalchemys, "format", heard=True)
 
     def time_for(self, type_: Any) -> sa.ColumnElement[Any]:
         """Fulfil `Dialect.time_for`: a TIMESTAMP is kept in UTC, and written in the session's zone."""

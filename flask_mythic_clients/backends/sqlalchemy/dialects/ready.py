@@ -54,11 +54,15 @@ def _is_plain(bind: Any) -> bool:
 class Ready:
     """A statement as the driver takes it: its text made once, its values as SQLAlchemy would give them."""
 
-    def __init__(self, statement: Any, dialect: sa.Dialect, paramstyle: Any) -> None:
-        """`paramstyle` is one with positions, of SQLAlchemy's."""
+    def __init__(self, statement: Any, dialect: sa.Dialect, paramstyle: Any, *, heard: bool = False) -> None:
+        """`paramstyle` is one with positions, of SQLAlchemy's.
+
+        What is `heard` by the host's instrumentation has all values as parameters, beginnings of keys too.
+        """
         styled: Any = copy(dialect)
         styled.paramstyle, styled.positional = paramstyle, True
-        styled.statement_compiler = _writing_out(styled.statement_compiler)
+        if not heard:
+            styled.statement_compiler = _writing_out(styled.statement_compiler)
         compiled: Any = statement.compile(dialect=styled)
         self.text = str(compiled)
         self.is_ready = not compiled.insert_prefetch and not compiled.update_prefetch
