@@ -362,7 +362,7 @@ class InOneTrip:
             transaction.connection.rollback()  # a compound begins its own
         inserted, *undone = transaction.send(self._compound, {_KEY: key, **_given(change)})
         if not inserted:
-            _, *seen = undone
+            seen = undone[1:]
             return Unchanged(*seen) if seen else None
         if undone and undone[0].one().kept:
             raise KeptError
