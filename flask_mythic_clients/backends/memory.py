@@ -298,8 +298,12 @@ class MemoryRepository:
         """Fulfil `ports.DeletionSteps.settle`."""
         with self._hold(client_ids, wait) as held:
             at = self._clock()
-            pending = [record for record in self._of(held) if record.settled_at is None]
-            yield from self._stamping(held, [replace(record, settled_at=at) for record in pending])
+
+            def stamp() -> list[DeletionRecord]:
+                pending = [record for record in self._of(held) if record.settled_at is None]
+                return [replace(record, settled_at=at) for record in pending]
+
+            yield from self._stamping(held, stamp)
 
     def settle_alone(self, record: DeletionRecord) -> DeletionRecord | None:
         """Fulfil `ports.DeletionSteps.settle_alone`."""
@@ -318,8 +322,12 @@ class MemoryRepository:
         """Fulfil `ports.DeletionSteps.verify`."""
         with self._hold(client_ids, wait, rows=True) as held:
             at = self._clock()
-            due = [record for record in self._of(held) if _is_due(record, at - settled_for)]
-            yield from self._stamping(held, [replace(record, verified_at=at) for record in due])
+
+            def stamp() -> list[DeletionRecord]:
+                due = [record for record in self._of(held) if _is_due(record, at - settled_for)]
+                return [replace(record, verified_at=at) for record in due]
+
+            yield from self._stamping(held, stamp)
 
     def note_failure(self, client_ids: Collection[str], error: str) -> None:
         """Fulfil `ports.DeletionSteps.note_failure`."""
@@ -342,7 +350,7 @@ class MemoryRepository:
     def hold(self, client_ids: Collection[str], *, wait: bool = True) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.hold`."""
         with self._hold(client_ids, wait, rows=True) as held:
-            for holding in self._stamping(held, ()):
+            for holding in self._stamping(held, list):
                 yield replace(holding, left=frozenset(client_ids) - frozenset(held))
 
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
@@ -462,9 +470,11 @@ class MemoryRepository:
                 self._rows_held -= held
                 self._changed.notify_all()
 
-    def _stamping(self, client_ids: Collection[str], stamped: Sequence[DeletionRecord]) -> Iterator[Holding]:
-        with self._changed:
-            clients = self._clients(client_ids)
+    def _stamping(
+        self, client_ids: Collection[str], stamp: Callable[[], Sequence[DeletionRecord]]
+    ) -> Iterator[Holding]:
+        with self._changed:  # so that none is seen gone whose removal is not seen
+            stamped, clients = stamp(), self._clients(client_ids)
         yield Holding(tuple(stamped), clients)
         with self._changed:
             self._records.update((record.id, record) for record in stamped)

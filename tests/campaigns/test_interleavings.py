@@ -209,7 +209,7 @@ def _verify_without_holding(
 ) -> Iterator[Holding]:
     at = self._clock()
     due = [record for record in self._of(client_ids) if _is_due(record, at - settled_for)]
-    yield from self._stamping(client_ids, [replace(record, verified_at=at) for record in due])
+    yield from self._stamping(client_ids, lambda: [replace(record, verified_at=at) for record in due])
 
 
 @contextmanager
@@ -220,7 +220,7 @@ def _settle_what_others_hold(
     self._held |= held
     try:
         pending = [record for record in self._of(client_ids) if record.settled_at is None]
-        yield from self._stamping(client_ids, [replace(record, settled_at=at) for record in pending])
+        yield from self._stamping(client_ids, lambda: [replace(record, settled_at=at) for record in pending])
     finally:
         self._held -= held
 

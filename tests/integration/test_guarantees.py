@@ -13,10 +13,11 @@ from flask import Flask
 
 from flask_mythic_clients import StoreError, client_hard_deleted, client_soft_deleted
 from flask_mythic_clients.backends.redis import RedisStore
+from flask_mythic_clients.backends.sqlalchemy.rows import ClientRows
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue
 
-from .scene import AWAY, CONFIG, OURS, SOME, Scene, WithoutValues, hung_server, make_scene
+from .scene import AWAY, CONFIG, OURS, SOME, Scene, Told, WithoutValues, hung_server, make_scene
 
 THREADS = 16
 # As a foreign key does that is inserted; on SQLite a write, for it has one lock.
@@ -155,6 +156,35 @@ def test_what_was_left_is_finished_also_where_the_row_is_read_with_the_rest(scen
     assert scene.host.delete(f"acme{query}").status_code == 200
     assert (scene.entries(), scene.pending()) == ([], 0)
     assert scene.host.delete(f"acme{query}").status_code == 404
+
+
+@pytest.mark.parametrize("told", [OURS, SOME[3]], ids=str)
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_a_soft_delete_finishes_a_removal_that_comes_just_before_it_reads_the_row(
+    empty_database: Callable[[str], str],
+    empty_kv: Callable[[str], KeyValue],
+    database: str,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On SQLite none can come: the writer has the whole database."""
+    url, kv, read = empty_database(database), empty_kv("memory"), ClientRows.read
+    removed: list[int] = []
+
+    def read_late(rows: ClientRows, session: Any, client_ids: Any, dialect: Any, lock: Any = None) -> Any:
+        if lock is None and not removed:
+            removed.append(0)
+            removed.append(other.host.delete("acme?hard=true").status_code)
+        return read(rows, session, client_ids, dialect, lock)
+
+    with make_scene(url, kv, told) as scene, make_scene(url, kv, told) as other:
+        other.tap.store = AWAY
+        scene.add()
+        scene.act(Action.SOFT)
+        monkeypatch.setattr(ClientRows, "read", read_late)
+        assert scene.host.delete("acme").status_code == 200
+        assert removed == [0, 503]
+        assert scene.agrees()
 
 
 def test_a_reconcile_repeated_does_nothing(scene: Scene) -> None:

@@ -133,7 +133,7 @@ TRIPS_OF_ORM = {
     "acme": [[BEGIN, STEP_1, NEXT, STAMP], [ROW], ["COMMIT"]],
     "acme?hard=true": [[STEP_1], [STAMP]],
     "nobody?hard=true": [[STEP_1], [BEGIN, DURABLE, "COMMIT", LEFT], [ROW]],
-    "nobody": [[BEGIN, STEP_1, NEXT, STAMP], ["COMMIT", BEGIN, DURABLE, "COMMIT", LEFT], [ROW]],
+    "nobody": [[BEGIN, STEP_1, NEXT, STAMP], ["COMMIT", BEGIN, DURABLE, "COMMIT", LEFT], [ROW], [LEFT]],
     "deleted": [
         [BEGIN, STEP_1, NEXT, STAMP],
         ["COMMIT", BEGIN, DURABLE, "COMMIT", LEFT],

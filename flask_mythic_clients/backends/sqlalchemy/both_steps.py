@@ -1,6 +1,6 @@
 """Step 1, and the beginning of step 2, on one connection."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from .ledger import Ledger
 from .recorder import InOneTrip, OneStatement, Plan, Unchanged
 from .rows import ClientRows
 from .sessions import plain
+from .transactions import UndecidedError
 
 
 class BothSteps:
@@ -67,8 +68,8 @@ class BothSteps:
             lone: Any = Compounds(connection) if settle is not None else dialect.often(connection)
             settle_alone = partial(self._settle_alone, connection, lone, dialect)
             if isinstance(taken, Unchanged) and not taken.pending:
-                with self._found(connection, dialect, client_id, [taken.row]) as clients:
-                    yield lone, Begun(None, Holding((), clients), settle_alone)
+                seen = Holding((), self._clients(taken.row))
+                yield lone, Begun(None, seen, settle_alone)
                 return
             if recorded is None and dialect.durable is not None:
                 connection.execute(dialect.durable)
@@ -84,8 +85,8 @@ class BothSteps:
                 else:
                     records = self._ledger.settle(lone, dialect, [client_id], wait=True)
                     found = [] if plan.row is None else [lone.execute(plan.row, {"of_key": key}).all()]
-                with self._found(connection, dialect, client_id, found) as clients:
-                    yield connection, Begun(recorded, Holding(tuple(records), clients), settle_alone)
+                with self._holding(connection, dialect, change, records, found) as holding:
+                    yield connection, Begun(recorded, holding, settle_alone)
 
     @contextmanager
     def pipelined(
@@ -94,7 +95,7 @@ class BothSteps:
         """Take step 1, and begin step 2 where it is needed, in one or two round trips."""
         ready, no_parameters = dialect.ready, dict[str, Any]()
         of_client = {"of_client_id": change.client_id}
-        stamp, left = dialect.once((self, "settling"), lambda: self._ledger.settling(dialect))
+        stamp = dialect.once((self, "settling"), lambda: self._ledger.settling(dialect))
         step_1 = (ready(plan.statement), plan.given(key, change))
         step_2 = [(ready(stamp), of_client)]
         if plan.row is not None:
@@ -113,11 +114,14 @@ class BothSteps:
                 first = [ROLLBACK if begun[0] else COMMIT] if begun else []
                 durable = ready(dialect.durable), no_parameters
                 _, *found, pending = send(
-                    *first, BEGIN, durable, COMMIT, *step_2[1:], (ready(left), of_client)
+                    *first, BEGIN, durable, COMMIT, *step_2[1:], (ready(self._ledger.left), of_client)
                 )
+                if not pending and found:
+                    yield lone, Begun(None, Holding((), self._clients(found[0])), settle_alone)
+                    return
                 if not pending:
-                    with self._found(connection, dialect, change.client_id, found) as clients:
-                        yield lone, Begun(None, Holding((), clients), settle_alone)
+                    with self._holding(connection, dialect, change, (), ()) as holding:
+                        yield lone, Begun(None, holding, settle_alone)
                     return
                 begun = send(BEGIN, *step_2)
             elif recorded.alone and change.action is Action.HARD:
@@ -130,8 +134,8 @@ class BothSteps:
             if not records:  # another was first, or a record is newer than the statement that stamps
                 records = self._ledger.settle(connection, dialect, [change.client_id], wait=True)
                 found = send(*step_2[1:])
-            with self._found(connection, dialect, change.client_id, found) as clients:
-                yield connection, Begun(recorded, Holding(tuple(records), clients), settle_alone)
+            with self._holding(connection, dialect, change, records, found) as holding:
+                yield connection, Begun(recorded, holding, settle_alone)
 
     def _settle_alone(
         self, connection: sa.Connection, lone: Any, dialect: Dialect, record: DeletionRecord
@@ -152,15 +156,32 @@ class BothSteps:
         return dialect.once((self, plan), settle)
 
     @contextmanager
-    def _found(
-        self, connection: sa.Connection, dialect: Dialect, client_id: str, found: Sequence[Sequence[Any]]
-    ) -> Iterator[Mapping[str, Client]]:
-        """Return the client by the row that was read for it; where none was, load it."""
-        if found:
-            yield {client.id: client for client in map(self._rows.client, found[0])}
-            return
-        with plain(connection) as session:
-            yield self._rows.read(session, [client_id], dialect)
+    def _holding(
+        self,
+        connection: sa.Connection,
+        dialect: Dialect,
+        change: Change,
+        records: Sequence[DeletionRecord],
+        found: Sequence[Sequence[Any]],
+    ) -> Iterator[Holding]:
+        """Return what is held, and the client by the row that was read for it; where none was, load it.
+
+        Raises UndecidedError where it is gone, and what its removal has recorded is pending, and not held.
+        """
+        with nullcontext() if found else plain(connection) as session:
+            if session is None:
+                clients = self._clients(found[0])
+            else:
+                clients = self._rows.read(session, [change.client_id], dialect)
+            # Of a hard delete it is known from before that it was gone.
+            if not clients and not records and change.action is Action.SOFT and dialect.locks_rows:
+                of_client = {"of_client_id": change.client_id}
+                if connection.execute(self._ledger.left, of_client).first() is not None:
+                    raise UndecidedError
+            yield Holding(tuple(records), clients)
+
+    def _clients(self, found: Sequence[Any]) -> dict[str, Client]:
+        return {client.id: client for client in map(self._rows.client, found)}
 
 
 def _connection(transaction: Session | sa.Connection | Compounds) -> sa.Connection:

@@ -94,6 +94,8 @@ class Ledger:
         self._pending = self._unverified & table.c.settled_at.is_(None)
         self.of_client = table.c.client_id == sa.bindparam("of_client_id")
         self._pending_of_client = self.of_client & table.c.settled_at.is_(None)
+        self.left = sa.select(table.c.id).where(self._pending_of_client).limit(1)
+        """Finds one that is pending for a client."""
 
     def settle(
         self, connection: sa.Connection, dialect: Dialect, client_ids: Collection[str], wait: bool
@@ -111,11 +113,9 @@ class Ledger:
             return stamp(connection, of_clients)
         return self._stamp_free(connection, dialect, pending, of_clients, "settled_at", lambda _: ())
 
-    def settling(self, dialect: Dialect) -> tuple[sa.UpdateBase, sa.Select[Any]]:
-        """Return the statement that stamps one client's pending records, and one that finds one left."""
-        pending = self._pending_of_client
-        left = sa.select(self.table.c.id).where(pending).limit(1)
-        return dialect.stamping(self.table, pending, "settled_at"), left
+    def settling(self, dialect: Dialect) -> Any:
+        """Return the statement that stamps one client's pending records."""
+        return dialect.stamping(self.table, self._pending_of_client, "settled_at")
 
     def records(self, dialect: Dialect, rows: Iterable[Any]) -> list[DeletionRecord]:
         """Return stamped rows as records, in their order."""

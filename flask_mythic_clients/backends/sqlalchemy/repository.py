@@ -359,6 +359,10 @@ class SQLAlchemyRepository:
         if client_ids is None:
             client_ids = {record.client_id for record in records}
         clients = self._rows.read(session, client_ids, dialect, lock)
+        if client_ids and not clients and not records and lock is None:
+            # It may have been removed between the two; who has done that has recorded it.
+            records = stamp(session.connection(), dialect)
+            clients = self._rows.read(session, client_ids, dialect) if records else clients
         if lock is not None and records and self._unlocked(session, dialect, client_ids, clients):
             raise BusyError  # a policy lets nobody lock it, so its records are not to be stamped
         return Holding(tuple(records), clients)
