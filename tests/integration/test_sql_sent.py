@@ -141,6 +141,16 @@ TRIPS_OF_ORM = {
         *WRITTEN_AGAIN,
     ],
 }
+# The unit of work: step 1 is the host's session's, then it goes on in the same way.
+LOCKED, FOUND_NOBODY = f"{ROW}.* FOR UPDATE", [[BEGIN, DURABLE, "COMMIT", LEFT], [ROW]]
+RECORDED = [["INSERT INTO client_deletions"], ["COMMIT"]]
+TRIPS_OF_UNIT = {
+    "acme": [["BEGIN"], [LOCKED], ["UPDATE clients"], *RECORDED, [BEGIN, STAMP], [ROW], ["COMMIT"]],
+    "acme?hard=true": [["BEGIN"], [LOCKED], ["DELETE FROM clients"], *RECORDED, [STAMP]],
+    "nobody?hard=true": [["BEGIN"], [LOCKED], [ROW], ["COMMIT"], *FOUND_NOBODY],
+    "nobody": [["BEGIN"], [LOCKED], [ROW], ["COMMIT"], *FOUND_NOBODY, [LEFT]],
+    "deleted": [["BEGIN"], [LOCKED], ["COMMIT"], *FOUND_NOBODY, *WRITTEN_AGAIN],
+}
 UNPREPARED = {"connect_args": {"prepare_threshold": None}}  # so that each statement's text is sent
 
 
@@ -165,7 +175,11 @@ def test_postgresql_locks_no_row_whose_id_is_the_beginning_of_the_one_asked_for(
 
 @pytest.mark.skipif(not hasattr(psycopg, "RawCursor"), reason="psycopg has numbered parameters since 3.2")
 @pytest.mark.parametrize("path", TRIPS)
-@pytest.mark.parametrize(("told", "expected"), [(WithoutValues(), TRIPS), (OURS, TRIPS_OF_ORM)], ids=str)
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [(WithoutValues(), TRIPS), (OURS, TRIPS_OF_ORM), (Told(path="listeners"), TRIPS_OF_UNIT)],
+    ids=str,
+)
 def test_psycopg_makes_few_round_trips(
     empty_database: Callable[[str], str],
     open_scene: Any,

@@ -20,7 +20,10 @@ from .dialects import (
     Compounds,
     Dialect,
     Rows,
+    Send,
+    Sent,
     pipelined,
+    pipelining,
 )
 from .ledger import Ledger
 from .recorder import InOneTrip, OneStatement, Plan, Unchanged
@@ -65,6 +68,11 @@ class BothSteps:
             recorded = taken if isinstance(taken, Recorded) else None
             if isinstance(transaction, Session):
                 transaction.close()
+                if dialect.is_direct(engine):
+                    step_2 = self._step_2(dialect, plan, key, change)
+                    with pipelining(connection, dialect.ready) as (direct, send):
+                        yield from self._go_on(connection, direct, send, dialect, change, recorded, step_2)
+                    return
             lone: Any = Compounds(connection) if settle is not None else dialect.often(connection)
             settle_alone = partial(self._settle_alone, connection, lone, dialect)
             if isinstance(taken, Unchanged) and not taken.pending:
@@ -93,15 +101,9 @@ class BothSteps:
         self, engine: sa.Engine, dialect: Dialect, *, plan: OneStatement, key: Any, change: Change
     ) -> Iterator[tuple[Any, Begun]]:
         """Take step 1, and begin step 2 where it is needed, in one or two round trips."""
-        ready, no_parameters = dialect.ready, dict[str, Any]()
-        of_client = {"of_client_id": change.client_id}
-        stamp = dialect.once((self, "settling"), lambda: self._ledger.settling(dialect))
-        step_1 = (ready(plan.statement), plan.given(key, change))
-        step_2 = [(ready(stamp), of_client)]
-        if plan.row is not None:
-            step_2.append((ready(plan.row), {"of_key": key}))
-        with pipelined(engine, ready) as (connection, lone, send):
-            settle_alone = partial(self._settle_alone, connection, lone, dialect)
+        step_1 = (dialect.ready(plan.statement), plan.given(key, change))
+        step_2 = self._step_2(dialect, plan, key, change)
+        with pipelined(engine, dialect.ready) as (connection, lone, send):
             plan.ask(connection)
             begun: list[Rows] = []
             if change.action is Action.HARD:
@@ -109,33 +111,52 @@ class BothSteps:
             else:
                 told, *begun = send(BEGIN, step_1, COMMIT_AND_BEGIN, *step_2)
             recorded = plan.told(told.one(), change)
-            if recorded is None:
-                # Where that has stamped nothing no ROLLBACK: at one the driver forgets what it has prepared.
-                first = [ROLLBACK if begun[0] else COMMIT] if begun else []
-                durable = ready(dialect.durable), no_parameters
-                _, *found, pending = send(
-                    *first, BEGIN, durable, COMMIT, *step_2[1:], (ready(self._ledger.left), of_client)
-                )
-                if not pending and found:
-                    yield lone, Begun(None, Holding((), self._clients(found[0])), settle_alone)
-                    return
-                if not pending:
-                    with self._holding(connection, dialect, change, (), ()) as holding:
-                        yield lone, Begun(None, holding, settle_alone)
-                    return
-                begun = send(BEGIN, *step_2)
-            elif recorded.alone and change.action is Action.HARD:
-                yield lone, Begun(recorded, None, settle_alone)
+            yield from self._go_on(connection, lone, send, dialect, change, recorded, step_2, begun)
+
+    def _step_2(self, dialect: Dialect, plan: Plan, key: Any, change: Change) -> Sequence[Sent]:
+        """Return the statements that stamp what is pending for the client, and read its row if SQL can."""
+        stamp = dialect.once((self, "settling"), lambda: self._ledger.settling(dialect))
+        statements = [(dialect.ready(stamp), {"of_client_id": change.client_id})]
+        if plan.row is not None:
+            statements.append((dialect.ready(plan.row), {"of_key": key}))
+        return statements
+
+    def _go_on(
+        self,
+        connection: sa.Connection,
+        lone: Any,
+        send: Send,
+        dialect: Dialect,
+        change: Change,
+        recorded: Recorded | None,
+        step_2: Sequence[Sent],
+        begun: Sequence[Rows] = (),
+    ) -> Iterator[tuple[Any, Begun]]:
+        """Begin step 2 where it is needed; `begun` is what it gave if it has been begun with step 1."""
+        settle_alone = partial(self._settle_alone, connection, lone, dialect)
+        if recorded is None:
+            # Where that has stamped nothing no ROLLBACK: at one the driver forgets what it has prepared.
+            first = [ROLLBACK if begun[0] else COMMIT] if begun else []
+            durable = dialect.ready(dialect.durable), dict[str, Any]()
+            left = dialect.ready(self._ledger.left), {"of_client_id": change.client_id}
+            _, *found, pending = send(*first, BEGIN, durable, COMMIT, *step_2[1:], left)
+            if not pending:
+                seen = self._holding(connection, dialect, change, (), ())
+                # If SQL has read the row, that was first: so a removal before it would be pending.
+                with nullcontext(Holding((), self._clients(found[0]))) if found else seen as holding:
+                    yield lone, Begun(None, holding, settle_alone)
                 return
-            elif not begun:
-                begun = send(BEGIN, *step_2)
-            stamped, *found = begun
-            records = self._ledger.records(dialect, stamped)
-            if not records:  # another was first, or a record is newer than the statement that stamps
-                records = self._ledger.settle(connection, dialect, [change.client_id], wait=True)
-                found = send(*step_2[1:])
-            with self._holding(connection, dialect, change, records, found) as holding:
-                yield connection, Begun(recorded, holding, settle_alone)
+            begun = ()
+        elif recorded.alone and change.action is Action.HARD:
+            yield lone, Begun(recorded, None, settle_alone)
+            return
+        stamped, *found = begun or send(BEGIN, *step_2)
+        records = self._ledger.records(dialect, stamped)
+        if not records:  # another was first, or a record is newer than the statement that stamps
+            records = self._ledger.settle(connection, dialect, [change.client_id], wait=True)
+            found = send(*step_2[1:])
+        with self._holding(connection, dialect, change, records, found) as holding:
+            yield connection, Begun(recorded, holding, settle_alone)
 
     def _settle_alone(
         self, connection: sa.Connection, lone: Any, dialect: Dialect, record: DeletionRecord

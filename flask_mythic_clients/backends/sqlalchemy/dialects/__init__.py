@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from ....errors import ConfigurationError
 from .compound import Compound, Compounds
-from .direct import BEGIN, COMMIT, COMMIT_AND_BEGIN, ROLLBACK, pipelined
+from .direct import BEGIN, COMMIT, COMMIT_AND_BEGIN, ROLLBACK, Send, Sent, pipelined, pipelining
 from .ready import Rows
 from .standard import AT_ONCE, Dialect, Stamp, Verdict
 from .turns import Turns
@@ -23,10 +23,13 @@ __all__ = [
     "Compounds",
     "Dialect",
     "Rows",
+    "Send",
+    "Sent",
     "Stamp",
     "Verdict",
     "dialect_of",
     "pipelined",
+    "pipelining",
 ]
 
 # Loaded when first asked for: SQLAlchemy's part for a database takes time, and megabytes.

@@ -57,14 +57,21 @@ def direct(engine: sa.Engine, ready: Callable[[Any], Ready]) -> Iterator[Direct]
 def pipelined(
     engine: sa.Engine, ready: Callable[[Any], Ready]
 ) -> Iterator[tuple[sa.Connection, Direct, Send]]:
-    """Check a connection out for transactions that are begun by statements, many in a round trip.
+    """Check a connection out, and do as `pipelining` does."""
+    with connected(engine) as connection, pipelining(connection, ready) as (lone, send):
+        yield connection, lone, send
+
+
+@contextmanager
+def pipelining(connection: sa.Connection, ready: Callable[[Any], Ready]) -> Iterator[tuple[Direct, Send]]:
+    """Let transactions be begun by statements, on a connection that has none; many go in a round trip.
 
     Its `commit` ends the last one; what is raised rolls back. Sending raises SQLAlchemy's errors. Single
     statements between them go the direct way.
     """
-    with connected(engine) as connection, _Way(connection) as way, undone(connection):
+    with _Way(connection) as way, undone(connection):
         connection.begin()  # sends nothing: so that SQLAlchemy ends what is begun here
-        yield connection, Direct(way, ready), way.send
+        yield Direct(way, ready), way.send
 
 
 class _Way:
