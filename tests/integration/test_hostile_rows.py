@@ -215,20 +215,24 @@ def _restore(host: Host, id: str) -> None:
     host.clients.service.restore(id, actor="tests")
 
 
+@pytest.mark.parametrize("by", ["validator", "listener"])
 def test_a_validator_of_the_hosts_is_asked_on_soft_delete_and_restore_alone(
-    database_url: str, kv: KeyValue
+    database_url: str, kv: KeyValue, by: str
 ) -> None:
     db, asked = SQLAlchemy(), []
+
+    def check(row: Any, name: str, value: bool) -> bool:
+        asked.append((row.id, name, value))
+        return value
 
     class Client(db.Model):
         id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
         status: Mapped[bool] = mapped_column(default=True)
+        if by == "validator":
+            validate_status = validates("status")(check)
 
-        @validates("status")
-        def validate_status(self, name: str, value: bool) -> bool:
-            asked.append((self.id, name, value))
-            return value
-
+    if by == "listener":
+        sa.event.listen(Client.status, "set", lambda row, value, *_: check(row, "status", value))
     with mounting() as mount:
         host = mount(database_url, kv.store, db=db, model=Client)
         host.add(id="acme")

@@ -131,9 +131,7 @@ class Recorder:
 
     def has_more_to_do(self, action: Action) -> bool:
         """Whether code of the host's has to run."""
-        return (
-            self._before is not None or runs_host_code(self._rows.mapper, action) or listens(self._sessions())
-        )
+        return self._before is not None or runs_host_code(self._rows, action) or listens(self._sessions())
 
     def _make(self, dialect: Dialect, change: Change, entries: EntryRule) -> Plan:
         rows = self._rows
@@ -392,10 +390,10 @@ class _UnitOfWork:
         self._before = before
         self._sessions = sessions
         self._cascades = cascades
-        self._orm_removes = runs_host_code(rows.mapper, Action.HARD) or listens(sessions)
+        self._by_orm = runs_host_code(rows, action) or listens(sessions)
         key = sa.bindparam(_KEY, type_=rows.key_type)
-        delete = dml(rows, Action.HARD, dialect).where(rows.id == key)
-        self._delete = delete.execution_options(preserve_rowcount=True)
+        change = dml(rows, action, dialect).where(rows.id == key)
+        self._change = change.execution_options(preserve_rowcount=True)
         names, values = _values(dialect, action, sa.bindparam(_KEYS, type_=ledger.c.kv_keys.type))
         at = sa.bindparam(_AT, type_=ledger.c.requested_at.type)
         values[names.index("requested_at")] = sa.func.coalesce(at, dialect.began, type_=at.type)
@@ -419,14 +417,11 @@ class _UnitOfWork:
         record = {**rows.named(client), **_given(change), _KEYS: list(entries(client))}
         record[_AT] = change.requested_at
         removed: list[Any] = []
-        if self._orm_removes or self._before is not None:
+        if self._by_orm or self._before is not None:
             sa.event.listen(session, "after_flush", lambda flushed, _: removed.extend(flushed.deleted))
         if self._before is not None:
             self._before(session, client.row, change.action)
-        if change.action is Action.HARD:
-            self._remove(session, client, key)
-        else:
-            rows.set_active(session, client.row, change.action is Action.RESTORE, dialect)
+        self._change_row(session, client, key, change.action)
         _flush(session)
         if others := self._cascades.of_objects(removed, client):
             raise TakenAlongError(others)
@@ -441,14 +436,18 @@ class _UnitOfWork:
             raise KeptError
         return Recorded(_record(recorded, change, dialect.aware), bool(alone))
 
-    def _remove(self, session: Session, client: Client, key: Any) -> None:
+    def _change_row(self, session: Session, client: Client, key: Any, action: Action) -> None:
         _flush(session)  # what the host did before: it may have given other clients another parent
-        if others := self._cascades.other_clients(session.connection(), client):
+        connection, removes = session.connection(), action is Action.HARD
+        if removes and (others := self._cascades.other_clients(connection, client)):
             raise TakenAlongError(others)
-        if self._orm_removes:
+        if not self._by_orm:
+            if connection.execute(self._change, {_KEY: key}).rowcount > 1:
+                raise KeptError  # another table inherits this one, and has a row of that id
+        elif removes:
             session.delete(client.row)
-        elif session.connection().execute(self._delete, {_KEY: key}).rowcount > 1:
-            raise KeptError  # another table inherits this one, and has a row of that id
+        else:
+            self._rows.set_active(session, client.row, action is Action.RESTORE, self._dialect)
 
     def _locked(self, session: Session, change: Change) -> Client | None:
         """Lock and return the client, None where there is none.
@@ -485,13 +484,15 @@ def _flush(session: Session) -> None:
         raise sa.exc.InvalidRequestError("The key of a dependent row cannot be null.") from error
 
 
-def runs_host_code(mapper: Mapper[Any], action: Action) -> bool:
+def runs_host_code(rows: ClientRows, action: Action) -> bool:
     """Whether the ORM has more to do for this model than a statement does: cascades, listeners, and such."""
+    mapper: Mapper[Any] = rows.mapper
     if mapper.version_id_col is not None or mapper.polymorphic_on is not None or len(mapper.tables) > 1:
         return True
     events = mapper.dispatch
     if action is not Action.HARD:
-        return bool(events.before_update or events.after_update or mapper.validators)
+        status = getattr(rows.model, rows.status.name)  # a validator is a listener, too
+        return bool(events.before_update or events.after_update or status.dispatch.set)
     return bool(events.before_delete or events.after_delete) or any(
         not related.viewonly and reaches(related) for related in mapper.relationships
     )
