@@ -113,7 +113,7 @@ def _after_the_commit_of_step_2(_: Scene) -> Iterator[None]:
 @contextmanager
 def _dying_at_commit(scene: Scene, *, committed: bool) -> Iterator[None]:
     def do_commit(connection: Any) -> None:
-        if scene.tap.calls == calls:  # still in step 1
+        if tap.calls == calls:  # still in step 1
             commit(connection)
             return
         if committed:
@@ -124,7 +124,7 @@ def _dying_at_commit(scene: Scene, *, committed: bool) -> Iterator[None]:
         """Be a statement that commits by itself."""
 
         def send_and_die(way: Any, *statements: Any) -> Any:
-            if scene.tap.calls == calls:
+            if tap.calls == calls:
                 return send(way, *statements)
             if committed:
                 send(way, *statements)
@@ -132,7 +132,7 @@ def _dying_at_commit(scene: Scene, *, committed: bool) -> Iterator[None]:
 
         return send_and_die
 
-    calls = scene.tap.calls
+    tap, calls = scene.tap, scene.tap.calls  # no more of the scene: SQLAlchemy's caches keep what is patched
     with scene.host.flask.app_context(), pytest.MonkeyPatch.context() as patch:
         dialect = scene.host.db.engine.dialect
         commit = dialect.do_commit
