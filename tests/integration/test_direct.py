@@ -15,19 +15,23 @@ from flask_mythic_clients.errors import MythicClientsError
 from flask_mythic_clients.model import Action
 from tests.hosts import KeyValue, mounting
 
-from .scene import AWAY, CONFIG, Scene, make_scene
+from .scene import AWAY, CONFIG, OURS, Scene, Told, make_scene
 
 
-@pytest.fixture
+@pytest.fixture(params=[OURS, Told(path="listeners")], ids=str)
 def open_scene(
-    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
+    request: pytest.FixtureRequest, empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
 ) -> Callable[..., Any]:
-    """Client `acme`, and one connection; a first deletion of each kind has shown that the direct way fits."""
+    """Client `acme`, and one connection; a first deletion of each kind has shown that the direct way fits.
+
+    With listeners that is the way of step 2 alone.
+    """
 
     @contextmanager
     def open_with(**options: Any) -> Iterator[Scene]:
         config = {**CONFIG, "SQLALCHEMY_ENGINE_OPTIONS": {"pool_size": 1, "max_overflow": 0, **options}}
-        with make_scene(empty_database("postgresql"), empty_kv("either"), config=config) as scene:
+        stores = empty_database("postgresql"), empty_kv("either")
+        with make_scene(*stores, request.param, config=config) as scene:
             for action in (Action.SOFT, Action.HARD):
                 scene.add(f"first-{action}")
                 scene.act(action, f"first-{action}")
@@ -43,21 +47,26 @@ def _driver(scene: Scene) -> Iterator[Any]:
         yield connection.connection.driver_connection
 
 
-def _between_trips(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Act once, before what is sent second."""
-    acts = iter([lambda: None, act])
+def _between_steps(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Act once, after step 1 and before what is sent next."""
 
-    @contextmanager
-    def pipelined(*arguments: Any, original: Any = both_steps.pipelined) -> Iterator[Any]:
-        with original(*arguments) as (connection, lone, send):
+    def delay(name: str, acts: Iterator[Callable[[], object]]) -> None:
+        original = getattr(both_steps, name)
 
-            def sending(*statements: Any) -> Any:
-                next(acts, lambda: None)()
-                return send(*statements)
+        @contextmanager
+        def delayed(*arguments: Any) -> Iterator[Any]:
+            with original(*arguments) as (*connections, send):
 
-            yield connection, lone, sending
+                def sending(*statements: Any) -> Any:
+                    next(acts, lambda: None)()
+                    return send(*statements)
 
-    monkeypatch.setattr(both_steps, "pipelined", pipelined)
+                yield *connections, sending
+
+        monkeypatch.setattr(both_steps, name, delayed)
+
+    delay("pipelined", iter([lambda: None, act]))  # it sends step 1, too
+    delay("pipelining", iter([act]))
 
 
 @pytest.mark.parametrize("level", ["AUTOCOMMIT", "SERIALIZABLE", "READ COMMITTED"])
@@ -91,7 +100,10 @@ def test_an_error_of_the_driver_that_the_hosts_code_raises_is_the_hosts(
         ):
             scene.host.clients.service.soft_delete("acme", actor="tests")
         monkeypatch.undo()
-        assert scene.reconcile().settled == 1  # it was recorded, and is finished
+        recorded = len(
+            scene.host.records("acme")
+        )  # none where a listener had to run: step 1 asks for the keys
+        assert scene.reconcile().settled == recorded
 
 
 def test_a_removal_that_a_reconcile_has_settled_meanwhile_is_a_success(
@@ -101,7 +113,7 @@ def test_a_removal_that_a_reconcile_has_settled_meanwhile_is_a_success(
         scene.tap.store, store = AWAY, scene.tap.store
         assert scene.host.delete("acme").status_code == 503  # so that the removal is not alone
         scene.tap.store = store
-        _between_trips(monkeypatch, scene.reconcile)
+        _between_steps(monkeypatch, scene.reconcile)
         assert scene.host.delete("acme?hard=true").status_code == 200
         assert [record.settled_at is not None for record in scene.host.records("acme")] == [True, True]
 
@@ -116,9 +128,27 @@ def test_a_connection_that_breaks_between_two_trips_is_no_failure(
             with scene.engine.connect() as connection:
                 connection.execute(sa.text(f"{ours} AND datname = current_database()"))
 
-        _between_trips(monkeypatch, cut)
+        _between_steps(monkeypatch, cut)
         assert scene.host.delete("nobody").status_code == 404
         assert scene.host.delete("acme").status_code == 200
+
+
+def test_what_the_direct_way_cannot_do_is_left_to_the_general_one(
+    open_scene: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_scene() as scene:
+
+        def fail() -> None:
+            raise sa.exc.InternalError("", None, psycopg.errors.InvalidSqlStatementName())
+
+        _between_steps(monkeypatch, fail)
+        assert scene.host.delete("nobody").status_code == 404
+        scene.tap.store, store = AWAY, scene.tap.store
+        assert scene.host.delete("acme").status_code == 503  # so that the removal is not alone
+        scene.tap.store = store
+        _between_steps(monkeypatch, fail)
+        assert scene.host.delete("acme?hard=true").status_code == 200
+        assert scene.agrees()
 
 
 def test_a_model_whose_attributes_have_no_plain_names_is_read_as_it_is(
@@ -159,6 +189,7 @@ def test_a_value_that_the_model_cannot_read_is_told_as_on_the_general_way(
     assert caught[0] == caught[1]
 
 
+@pytest.mark.parametrize("open_scene", [OURS], indirect=True, ids=str)
 def test_what_is_always_the_same_is_no_parameter(open_scene: Callable[..., Any]) -> None:
     with open_scene() as scene:
         with _driver(scene) as driver:

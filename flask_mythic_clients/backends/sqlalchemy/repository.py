@@ -144,7 +144,7 @@ class SQLAlchemyRepository:
             return
         with (
             self._refusals(change, transactions),
-            transactions.at_once(begin, change.client_id, knows=not isinstance(plan, OneStatement)) as begun,
+            transactions.at_once(begin, change.client_id, knows=not dialect.one_statement) as begun,
         ):
             yield begun
 
