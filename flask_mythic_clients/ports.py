@@ -147,8 +147,8 @@ class DeletionSteps(Protocol):
 
         Waits for whoever holds one of them, and gives up after some time with BusyError. No record may seem
         settled before it was made: its time to be verified would come too early. Once the records are held,
-        the clients are read, as they are now; all of them, also where nothing is pending. If it is one, and
-        is not there, then what its removal has recorded is held, unless it is settled.
+        the clients are read, as they are now; all of them, also where nothing is pending. Where a single
+        client is named and is not there, the record of its removal is held, unless that is settled already.
         Without `wait`, a client of which another holds a record is left out, with all its records.
         An exception in the block leaves the records pending.
         """

@@ -298,12 +298,7 @@ class MemoryRepository:
         """Fulfil `ports.DeletionSteps.settle`."""
         with self._hold(client_ids, wait) as held:
             at = self._clock()
-
-            def stamp() -> list[DeletionRecord]:
-                pending = [record for record in self._of(held) if record.settled_at is None]
-                return [replace(record, settled_at=at) for record in pending]
-
-            yield from self._stamping(held, stamp)
+            yield from self._stamping(held, lambda record: record.settled_at is None, settled_at=at)
 
     def settle_alone(self, record: DeletionRecord) -> DeletionRecord | None:
         """Fulfil `ports.DeletionSteps.settle_alone`."""
@@ -322,12 +317,7 @@ class MemoryRepository:
         """Fulfil `ports.DeletionSteps.verify`."""
         with self._hold(client_ids, wait, rows=True) as held:
             at = self._clock()
-
-            def stamp() -> list[DeletionRecord]:
-                due = [record for record in self._of(held) if _is_due(record, at - settled_for)]
-                return [replace(record, verified_at=at) for record in due]
-
-            yield from self._stamping(held, stamp)
+            yield from self._stamping(held, lambda record: _is_due(record, at - settled_for), verified_at=at)
 
     def note_failure(self, client_ids: Collection[str], error: str) -> None:
         """Fulfil `ports.DeletionSteps.note_failure`."""
@@ -350,7 +340,7 @@ class MemoryRepository:
     def hold(self, client_ids: Collection[str], *, wait: bool = True) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.hold`."""
         with self._hold(client_ids, wait, rows=True) as held:
-            for holding in self._stamping(held, list):
+            for holding in self._stamping(held, lambda _: False):
                 yield replace(holding, left=frozenset(client_ids) - frozenset(held))
 
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
@@ -471,10 +461,11 @@ class MemoryRepository:
                 self._changed.notify_all()
 
     def _stamping(
-        self, client_ids: Collection[str], stamp: Callable[[], Sequence[DeletionRecord]]
+        self, client_ids: Collection[str], which: Callable[[DeletionRecord], bool], **at: Any
     ) -> Iterator[Holding]:
-        with self._changed:  # so that none is seen gone whose removal is not seen
-            stamped, clients = stamp(), self._clients(client_ids)
+        with self._changed:  # both at one moment: or a client may be gone, and its removal not yet recorded
+            stamped = [replace(record, **at) for record in self._of(client_ids) if which(record)]
+            clients = self._clients(client_ids)
         yield Holding(tuple(stamped), clients)
         with self._changed:
             self._records.update((record.id, record) for record in stamped)

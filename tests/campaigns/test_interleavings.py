@@ -16,7 +16,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import timedelta
 from itertools import combinations_with_replacement
 from types import SimpleNamespace
@@ -208,8 +207,7 @@ def _verify_without_holding(
     self: MemoryRepository, client_ids: Collection[str], *, settled_for: timedelta, wait: bool
 ) -> Iterator[Holding]:
     at = self._clock()
-    due = [record for record in self._of(client_ids) if _is_due(record, at - settled_for)]
-    yield from self._stamping(client_ids, lambda: [replace(record, verified_at=at) for record in due])
+    yield from self._stamping(client_ids, lambda record: _is_due(record, at - settled_for), verified_at=at)
 
 
 @contextmanager
@@ -219,8 +217,7 @@ def _settle_what_others_hold(
     at, held = self._clock(), set(client_ids) - self._held
     self._held |= held
     try:
-        pending = [record for record in self._of(client_ids) if record.settled_at is None]
-        yield from self._stamping(client_ids, lambda: [replace(record, settled_at=at) for record in pending])
+        yield from self._stamping(client_ids, lambda record: record.settled_at is None, settled_at=at)
     finally:
         self._held -= held
 

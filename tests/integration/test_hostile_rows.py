@@ -216,7 +216,7 @@ def _restore(host: Host, id: str) -> None:
 
 
 @pytest.mark.parametrize("by", ["validator", "listener"])
-def test_a_validator_of_the_hosts_is_asked_on_soft_delete_and_restore_alone(
+def test_what_watches_the_status_is_asked_on_soft_delete_and_restore_alone(
     database_url: str, kv: KeyValue, by: str
 ) -> None:
     db, asked = SQLAlchemy(), []
@@ -235,7 +235,8 @@ def test_a_validator_of_the_hosts_is_asked_on_soft_delete_and_restore_alone(
         sa.event.listen(Client.status, "set", lambda row, value, *_: check(row, "status", value))
     with mounting() as mount:
         host = mount(database_url, kv.store, db=db, model=Client)
-        host.add(id="acme")
+        with host.flask.app_context(), db.engine.begin() as connection:  # no ORM, which would configure it
+            connection.execute(sa.insert(Client.__table__).values(id="acme", status=True))
         assert host.delete("acme").status_code == 200
         with host.flask.app_context():
             _restore(host, "acme")

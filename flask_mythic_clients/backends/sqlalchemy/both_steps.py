@@ -1,6 +1,6 @@
 """Step 1, and the beginning of step 2, on one connection."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -19,10 +19,10 @@ from .dialects import (
     Compound,
     Compounds,
     Dialect,
+    Direct,
     Rows,
-    Send,
     Sent,
-    pipelined,
+    connected,
     pipelining,
 )
 from .ledger import Ledger
@@ -50,10 +50,11 @@ class BothSteps:
         change: Change,
         entries: EntryRule,
         refusals: Callable[[], AbstractContextManager[None]],
+        is_direct: bool,
     ) -> Iterator[tuple[Any, Begun]]:
         """Take step 1, and begin step 2 where it is needed, one after the other.
 
-        What step 1 is refused is raised through `refusals`.
+        What step 1 is refused is raised through `refusals`. `is_direct` lets step 2 go past SQLAlchemy.
         """
         client_id, settle = change.client_id, self._settle_in_one(dialect, plan)
         with plan.begin(engine) as transaction:
@@ -68,11 +69,11 @@ class BothSteps:
             recorded = taken if isinstance(taken, Recorded) else None
             if isinstance(transaction, Session):
                 transaction.close()
-                if dialect.is_direct(engine):
-                    step_2 = self._step_2(dialect, plan, key, change)
-                    with pipelining(connection, dialect.ready) as (direct, send):
-                        yield from self._go_on(connection, direct, send, dialect, change, recorded, step_2)
-                    return
+            if is_direct:
+                step_2 = self._step_2(dialect, plan, key, change)
+                with pipelining(connection, dialect.ready) as direct:
+                    yield from self._go_on(connection, direct, dialect, change, recorded, step_2)
+                return
             lone: Any = Compounds(connection) if settle is not None else dialect.often(connection)
             settle_alone = partial(self._settle_alone, connection, lone, dialect)
             if isinstance(taken, Unchanged) and not taken.pending:
@@ -100,18 +101,18 @@ class BothSteps:
     def pipelined(
         self, engine: sa.Engine, dialect: Dialect, *, plan: OneStatement, key: Any, change: Change
     ) -> Iterator[tuple[Any, Begun]]:
-        """Take step 1, and begin step 2 where it is needed, in one or two round trips."""
+        """Take step 1, and begin step 2 where it is needed, in few round trips."""
         step_1 = (dialect.ready(plan.statement), plan.given(key, change))
         step_2 = self._step_2(dialect, plan, key, change)
-        with pipelined(engine, dialect.ready) as (connection, lone, send):
+        with connected(engine) as connection, pipelining(connection, dialect.ready) as direct:
             plan.ask(connection)
             begun: list[Rows] = []
             if change.action is Action.HARD:
-                (told,) = send(step_1)
+                (told,) = direct.send(step_1)
             else:
-                told, *begun = send(BEGIN, step_1, COMMIT_AND_BEGIN, *step_2)
+                told, *begun = direct.send(BEGIN, step_1, COMMIT_AND_BEGIN, *step_2)
             recorded = plan.told(told.one(), change)
-            yield from self._go_on(connection, lone, send, dialect, change, recorded, step_2, begun)
+            yield from self._go_on(connection, direct, dialect, change, recorded, step_2, begun)
 
     def _step_2(self, dialect: Dialect, plan: Plan, key: Any, change: Change) -> Sequence[Sent]:
         """Return the statements that stamp what is pending for the client, and read its row if SQL can."""
@@ -124,8 +125,7 @@ class BothSteps:
     def _go_on(
         self,
         connection: sa.Connection,
-        lone: Any,
-        send: Send,
+        direct: Direct,
         dialect: Dialect,
         change: Change,
         recorded: Recorded | None,
@@ -133,28 +133,29 @@ class BothSteps:
         begun: Sequence[Rows] = (),
     ) -> Iterator[tuple[Any, Begun]]:
         """Begin step 2 where it is needed; `begun` is what it gave if it has been begun with step 1."""
-        settle_alone = partial(self._settle_alone, connection, lone, dialect)
+        settle_alone = partial(self._settle_alone, connection, direct, dialect)
         if recorded is None:
-            # Where that has stamped nothing no ROLLBACK: at one the driver forgets what it has prepared.
+            # Nothing stamped: COMMIT, for at a ROLLBACK the driver forgets what it has prepared.
             first = [ROLLBACK if begun[0] else COMMIT] if begun else []
             durable = dialect.ready(dialect.durable), dict[str, Any]()
-            left = dialect.ready(self._ledger.left), {"of_client_id": change.client_id}
-            _, *found, pending = send(*first, BEGIN, durable, COMMIT, *step_2[1:], left)
+            left = dialect.ready(self._ledger.one_pending), {"of_client_id": change.client_id}
+            _, *found, pending = direct.send(*first, BEGIN, durable, COMMIT, *step_2[1:], left)
             if not pending:
-                seen = self._holding(connection, dialect, change, (), ())
-                # If SQL has read the row, that was first: so a removal before it would be pending.
-                with nullcontext(Holding((), self._clients(found[0]))) if found else seen as holding:
-                    yield lone, Begun(None, holding, settle_alone)
+                if found:  # read first: a removal before that would be pending
+                    yield direct, Begun(None, Holding((), self._clients(found[0])), settle_alone)
+                    return
+                with self._holding(connection, dialect, change, (), ()) as holding:
+                    yield direct, Begun(None, holding, settle_alone)
                 return
             begun = ()
         elif recorded.alone and change.action is Action.HARD:
-            yield lone, Begun(recorded, None, settle_alone)
+            yield direct, Begun(recorded, None, settle_alone)
             return
-        stamped, *found = begun or send(BEGIN, *step_2)
+        stamped, *found = begun or direct.send(BEGIN, *step_2)
         records = self._ledger.records(dialect, stamped)
         if not records:  # another was first, or a record is newer than the statement that stamps
             records = self._ledger.settle(connection, dialect, [change.client_id], wait=True)
-            found = send(*step_2[1:])
+            found = direct.send(*step_2[1:])
         with self._holding(connection, dialect, change, records, found) as holding:
             yield connection, Begun(recorded, holding, settle_alone)
 
@@ -185,21 +186,32 @@ class BothSteps:
         records: Sequence[DeletionRecord],
         found: Sequence[Sequence[Any]],
     ) -> Iterator[Holding]:
-        """Return what is held, and the client by the row that was read for it; where none was, load it.
+        """Yield what is held: the records, and the client by the row that was `found`, or else loaded here.
 
-        Raises UndecidedError where it is gone, and what its removal has recorded is pending, and not held.
+        Raises UndecidedError where the client is gone and its removal is pending, but not held.
         """
-        with nullcontext() if found else plain(connection) as session:
-            if session is None:
-                clients = self._clients(found[0])
-            else:
-                clients = self._rows.read(session, [change.client_id], dialect)
-            # Of a hard delete it is known from before that it was gone.
-            if not clients and not records and change.action is Action.SOFT and dialect.locks_rows:
-                of_client = {"of_client_id": change.client_id}
-                if connection.execute(self._ledger.left, of_client).first() is not None:
-                    raise UndecidedError
-            yield Holding(tuple(records), clients)
+        if found:
+            yield self._held(connection, dialect, change, records, self._clients(found[0]))
+            return
+        with plain(connection) as session:
+            clients = self._rows.read(session, [change.client_id], dialect)
+            yield self._held(connection, dialect, change, records, clients)
+
+    def _held(
+        self,
+        connection: sa.Connection,
+        dialect: Dialect,
+        change: Change,
+        records: Sequence[DeletionRecord],
+        clients: Mapping[str, Client],
+    ) -> Holding:
+        # A hard delete saw in step 1, before the look at what is pending, that there was no row; a restore of
+        # a client that is gone is a 404 in any case.
+        if not clients and not records and change.action is Action.SOFT and dialect.locks_rows:
+            of_client = {"of_client_id": change.client_id}
+            if connection.execute(self._ledger.one_pending, of_client).first() is not None:
+                raise UndecidedError
+        return Holding(tuple(records), clients)
 
     def _clients(self, found: Sequence[Any]) -> dict[str, Client]:
         return {client.id: client for client in map(self._rows.client, found)}

@@ -94,8 +94,8 @@ class Ledger:
         self._pending = self._unverified & table.c.settled_at.is_(None)
         self.of_client = table.c.client_id == sa.bindparam("of_client_id")
         self._pending_of_client = self.of_client & table.c.settled_at.is_(None)
-        self.left = sa.select(table.c.id).where(self._pending_of_client).limit(1)
-        """Finds one that is pending for a client."""
+        self.one_pending = sa.select(table.c.id).where(self._pending_of_client).limit(1)
+        """A query that gives a row while anything is pending for the client `of_client_id`."""
 
     def settle(
         self, connection: sa.Connection, dialect: Dialect, client_ids: Collection[str], wait: bool

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty, Session
+from sqlalchemy.orm import RelationshipDirection, RelationshipProperty, Session
 from sqlalchemy.orm.exc import StaleDataError
 
 from ...entries import EntryRule, KeyTemplates
@@ -370,7 +370,7 @@ class InOneTrip:
 
 
 class _UnitOfWork:
-    """Lock and load the row, ask the host's rule, flush, and look."""
+    """Lock and load the row, ask the host's rule, change it, by the ORM if that has more to do, and look."""
 
     row: sa.Select[Any] | None = None
 
@@ -392,8 +392,8 @@ class _UnitOfWork:
         self._cascades = cascades
         self._by_orm = runs_host_code(rows, action) or listens(sessions)
         key = sa.bindparam(_KEY, type_=rows.key_type)
-        change = dml(rows, action, dialect).where(rows.id == key)
-        self._change = change.execution_options(preserve_rowcount=True)
+        change_row = dml(rows, action, dialect).where(rows.id == key)
+        self._change = change_row.execution_options(preserve_rowcount=True)
         names, values = _values(dialect, action, sa.bindparam(_KEYS, type_=ledger.c.kv_keys.type))
         at = sa.bindparam(_AT, type_=ledger.c.requested_at.type)
         values[names.index("requested_at")] = sa.func.coalesce(at, dialect.began, type_=at.type)
@@ -437,7 +437,7 @@ class _UnitOfWork:
         return Recorded(_record(recorded, change, dialect.aware), bool(alone))
 
     def _change_row(self, session: Session, client: Client, key: Any, action: Action) -> None:
-        _flush(session)  # what the host did before: it may have given other clients another parent
+        _flush(session)  # what the host did before: a statement does not, and it may have moved other clients
         connection, removes = session.connection(), action is Action.HARD
         if removes and (others := self._cascades.other_clients(connection, client)):
             raise TakenAlongError(others)
@@ -486,12 +486,13 @@ def _flush(session: Session) -> None:
 
 def runs_host_code(rows: ClientRows, action: Action) -> bool:
     """Whether the ORM has more to do for this model than a statement does: cascades, listeners, and such."""
-    mapper: Mapper[Any] = rows.mapper
+    mapper = rows.mapper
     if mapper.version_id_col is not None or mapper.polymorphic_on is not None or len(mapper.tables) > 1:
         return True
     events = mapper.dispatch
     if action is not Action.HARD:
-        status = getattr(rows.model, rows.status.name)  # a validator is a listener, too
+        # `attrs` configures the mapper: only then is a validator among the listeners.
+        status: Any = mapper.attrs[rows.status.name].class_attribute
         return bool(events.before_update or events.after_update or status.dispatch.set)
     return bool(events.before_delete or events.after_delete) or any(
         not related.viewonly and reaches(related) for related in mapper.relationships

@@ -134,17 +134,20 @@ class SQLAlchemyRepository:
         key = self._rows.key_of(change.client_id, dialect)
         plan = self._recorder.plan(dialect, change, entries)
         given: Any = {"plan": plan, "key": key, "change": change}
+        begin: Callable[..., Any] | None = None
         if isinstance(plan, OneStatement):
-            begin, quick = partial(self._both_steps.pipelined, **given), plan.is_direct(transactions.engine)
+            if is_direct := plan.is_direct(transactions.engine):
+                begin = partial(self._both_steps.pipelined, **given)
         else:
-            given |= {"entries": entries, "refusals": transactions.refusals}
-            begin, quick = partial(self._both_steps.in_turn, **given), True
-        if key is None or not quick:
+            is_direct = dialect.is_direct(transactions.engine)
+            given |= {"entries": entries, "refusals": transactions.refusals, "is_direct": is_direct}
+            begin = partial(self._both_steps.in_turn, **given)
+        if key is None or begin is None:
             yield None
             return
         with (
             self._refusals(change, transactions),
-            transactions.at_once(begin, change.client_id, knows=not dialect.one_statement) as begun,
+            transactions.at_once(begin, change.client_id, knows=not is_direct) as begun,
         ):
             yield begun
 
@@ -360,7 +363,7 @@ class SQLAlchemyRepository:
             client_ids = {record.client_id for record in records}
         clients = self._rows.read(session, client_ids, dialect, lock)
         if client_ids and not clients and not records and lock is None:
-            # It may have been removed between the two; who has done that has recorded it.
+            # Removed since the stamp, perhaps: then its record, which the stamp missed, is there by now.
             records = stamp(session.connection(), dialect)
             clients = self._rows.read(session, client_ids, dialect) if records else clients
         if lock is not None and records and self._unlocked(session, dialect, client_ids, clients):

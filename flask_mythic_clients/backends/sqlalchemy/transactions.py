@@ -21,7 +21,7 @@ _REFUSALS = {Verdict.CONSTRAINT, Verdict.REFUSED, Verdict.MAPPING}
 
 
 class UndecidedError(Exception):
-    """A statement cannot tell what happened, and has changed nothing: the unit of work can."""
+    """What was sent cannot tell what happened; a more general way can, and finds done what was done."""
 
     def __init__(self, *, for_good: bool = False) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Transactions:
         """Do what `write` and `hold` do, by one call, and leave the transaction open for the block.
 
         Yields None where that does not go well: the two find out why. It may have been committed until there.
-        `knows` tells that what is not known is no failure of the way taken.
+        `knows` tells that an error nobody knows cannot be the way's own: it is raised, not tried again.
         """
         dialect = self.dialect
         with ExitStack() as turn, ExitStack() as stack:

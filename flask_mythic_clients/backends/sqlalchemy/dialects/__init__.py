@@ -8,9 +8,9 @@ import sqlalchemy as sa
 
 from ....errors import ConfigurationError
 from .compound import Compound, Compounds
-from .direct import BEGIN, COMMIT, COMMIT_AND_BEGIN, ROLLBACK, Send, Sent, pipelined, pipelining
+from .direct import BEGIN, COMMIT, COMMIT_AND_BEGIN, ROLLBACK, Direct, Sent, pipelining
 from .ready import Rows
-from .standard import AT_ONCE, Dialect, Stamp, Verdict
+from .standard import AT_ONCE, Dialect, Stamp, Verdict, connected
 from .turns import Turns
 
 __all__ = [
@@ -22,13 +22,13 @@ __all__ = [
     "Compound",
     "Compounds",
     "Dialect",
+    "Direct",
     "Rows",
-    "Send",
     "Sent",
     "Stamp",
     "Verdict",
+    "connected",
     "dialect_of",
-    "pipelined",
     "pipelining",
 ]
 

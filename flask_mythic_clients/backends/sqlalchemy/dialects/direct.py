@@ -34,12 +34,12 @@ class Direct:
     """Stands for a connection of which each statement is a transaction by itself."""
 
     def __init__(self, way: "_Way", ready: Callable[[Any], Ready]) -> None:
-        self._way = way
+        self.send = way.send
         self._ready = ready
 
     def execute(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> Rows:
         """Send a statement that is sent often. Raises SQLAlchemy's errors."""
-        (rows,) = self._way.send((self._ready(statement), parameters or {}))
+        (rows,) = self.send((self._ready(statement), parameters or {}))
         return rows
 
     def commit(self) -> None:
@@ -54,16 +54,7 @@ def direct(engine: sa.Engine, ready: Callable[[Any], Ready]) -> Iterator[Direct]
 
 
 @contextmanager
-def pipelined(
-    engine: sa.Engine, ready: Callable[[Any], Ready]
-) -> Iterator[tuple[sa.Connection, Direct, Send]]:
-    """Check a connection out, and do as `pipelining` does."""
-    with connected(engine) as connection, pipelining(connection, ready) as (lone, send):
-        yield connection, lone, send
-
-
-@contextmanager
-def pipelining(connection: sa.Connection, ready: Callable[[Any], Ready]) -> Iterator[tuple[Direct, Send]]:
+def pipelining(connection: sa.Connection, ready: Callable[[Any], Ready]) -> Iterator[Direct]:
     """Let transactions be begun by statements, on a connection that has none; many go in a round trip.
 
     Its `commit` ends the last one; what is raised rolls back. Sending raises SQLAlchemy's errors. Single
@@ -71,7 +62,7 @@ def pipelining(connection: sa.Connection, ready: Callable[[Any], Ready]) -> Iter
     """
     with _Way(connection) as way, undone(connection):
         connection.begin()  # sends nothing: so that SQLAlchemy ends what is begun here
-        yield Direct(way, ready), way.send
+        yield Direct(way, ready)
 
 
 class _Way:
