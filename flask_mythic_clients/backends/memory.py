@@ -297,8 +297,7 @@ class MemoryRepository:
     def settle(self, client_ids: Collection[str], *, wait: bool = True) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.settle`."""
         with self._hold(client_ids, wait) as held:
-            at = self._clock()
-            yield from self._stamping(held, lambda record: record.settled_at is None, settled_at=at)
+            yield from self._stamping(held, "settled_at", lambda each, _: each.settled_at is None)
 
     def settle_alone(self, record: DeletionRecord) -> DeletionRecord | None:
         """Fulfil `ports.DeletionSteps.settle_alone`."""
@@ -316,8 +315,7 @@ class MemoryRepository:
     ) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.verify`."""
         with self._hold(client_ids, wait, rows=True) as held:
-            at = self._clock()
-            yield from self._stamping(held, lambda record: _is_due(record, at - settled_for), verified_at=at)
+            yield from self._stamping(held, "verified_at", lambda each, at: _is_due(each, at - settled_for))
 
     def note_failure(self, client_ids: Collection[str], error: str) -> None:
         """Fulfil `ports.DeletionSteps.note_failure`."""
@@ -340,7 +338,7 @@ class MemoryRepository:
     def hold(self, client_ids: Collection[str], *, wait: bool = True) -> Iterator[Holding]:
         """Fulfil `ports.DeletionSteps.hold`."""
         with self._hold(client_ids, wait, rows=True) as held:
-            for holding in self._stamping(held, lambda _: False):
+            for holding in self._stamping(held, "", lambda *_: False):
                 yield replace(holding, left=frozenset(client_ids) - frozenset(held))
 
     def pending(self, *, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
@@ -461,11 +459,12 @@ class MemoryRepository:
                 self._changed.notify_all()
 
     def _stamping(
-        self, client_ids: Collection[str], which: Callable[[DeletionRecord], bool], **at: Any
+        self, client_ids: Collection[str], column: str, which: Callable[[DeletionRecord, datetime], bool]
     ) -> Iterator[Holding]:
-        with self._changed:  # both at one moment: or a client may be gone, and its removal not yet recorded
-            stamped = [replace(record, **at) for record in self._of(client_ids) if which(record)]
-            clients = self._clients(client_ids)
+        with self._changed:  # all at one moment: or a client may be gone, and its removal not yet recorded
+            at, clients = self._clock(), self._clients(client_ids)
+            stamp: dict[str, Any] = {column: at}
+            stamped = [replace(each, **stamp) for each in self._of(client_ids) if which(each, at)]
         yield Holding(tuple(stamped), clients)
         with self._changed:
             self._records.update((record.id, record) for record in stamped)

@@ -206,18 +206,17 @@ def _hold_for_ever(
 def _verify_without_holding(
     self: MemoryRepository, client_ids: Collection[str], *, settled_for: timedelta, wait: bool
 ) -> Iterator[Holding]:
-    at = self._clock()
-    yield from self._stamping(client_ids, lambda record: _is_due(record, at - settled_for), verified_at=at)
+    yield from self._stamping(client_ids, "verified_at", lambda each, at: _is_due(each, at - settled_for))
 
 
 @contextmanager
 def _settle_what_others_hold(
     self: MemoryRepository, client_ids: Collection[str], *, wait: bool = True
 ) -> Iterator[Holding]:
-    at, held = self._clock(), set(client_ids) - self._held
+    held = set(client_ids) - self._held
     self._held |= held
     try:
-        yield from self._stamping(client_ids, lambda record: record.settled_at is None, settled_at=at)
+        yield from self._stamping(client_ids, "settled_at", lambda each, _: each.settled_at is None)
     finally:
         self._held -= held
 

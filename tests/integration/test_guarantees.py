@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from flask_mythic_clients import StoreError, client_hard_deleted, client_soft_deleted
+from flask_mythic_clients import ClientNotFoundError, StoreError, client_hard_deleted, client_soft_deleted
 from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.backends.sqlalchemy import SQLAlchemyRepository
 from flask_mythic_clients.backends.sqlalchemy.rows import ClientRows
@@ -160,18 +160,20 @@ def test_what_was_left_is_finished_also_where_the_row_is_read_with_the_rest(scen
     assert scene.host.delete(f"acme{query}").status_code == 404
 
 
+@pytest.mark.parametrize("action", Action)
 @pytest.mark.parametrize("quick", [True, False])
 @pytest.mark.parametrize("told", [OURS, SOME[3]], ids=str)
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
-def test_a_soft_delete_finishes_a_removal_that_comes_just_before_it_reads_the_row(
+def test_a_removal_that_comes_just_before_the_row_is_read_is_finished(
     empty_database: Callable[[str], str],
     empty_kv: Callable[[str], KeyValue],
     database: str,
     told: Told,
     quick: bool,
+    action: Action,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On SQLite none can come: the writer has the whole database."""
+    """Where there was nothing to change before it. On SQLite none can come: a writer has the whole file."""
     url, kv, read = empty_database(database), empty_kv("memory"), ClientRows.read
     removals = iter([lambda: other.host.delete("acme?hard=true").status_code])
     removed: list[int] = []
@@ -181,14 +183,17 @@ def test_a_soft_delete_finishes_a_removal_that_comes_just_before_it_reads_the_ro
             removed.extend(remove() for remove in removals)
         return read(rows, session, client_ids, dialect, lock)
 
-    with make_scene(url, kv, told) as scene, make_scene(url, kv, told) as other:
+    guard = {**CONFIG, "MYTHIC_CLIENTS_HARD_DELETE": "after-soft-delete"}
+    with make_scene(url, kv, told, config=guard) as scene, make_scene(url, kv, told) as other:
         other.tap.store = AWAY
         scene.add()
-        scene.act(Action.SOFT)
+        if action is Action.SOFT:
+            scene.act(action)
         monkeypatch.setattr(ClientRows, "read", read_late)
         if not quick:
             monkeypatch.setattr(SQLAlchemyRepository, "record_and_settle", lambda *_: nullcontext())
-        assert scene.host.delete("acme").status_code == 200
+        with pytest.raises(ClientNotFoundError) if action is Action.RESTORE else nullcontext():
+            scene.act(action)
         assert removed == [503]
         assert scene.agrees()
 

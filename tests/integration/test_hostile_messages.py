@@ -196,6 +196,20 @@ def test_a_database_that_is_not_known_is_a_503_that_the_log_explains(
     assert [record.getMessage() for record in caplog.records if "not proven on sqlite" in record.getMessage()]
 
 
+def test_an_engine_that_renames_schemas_is_a_503_that_the_log_explains(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its tables may be there under both names, with other clients."""
+    options = {"execution_options": {"schema_translate_map": {"elsewhere": None}}}
+    with mounting(database_url, MemoryStore()) as mount:
+        host = mount(config={"SQLALCHEMY_ENGINE_OPTIONS": options})
+        host.add(id="acme", name="Acme")
+        for query in ("", "?hard=true"):
+            assert host.delete(f"acme{query}").status_code == 503
+        assert "schema_translate_map" in caplog.text
+        assert [row.status for row in host.rows()] == [True]
+
+
 def test_mysql_is_not_taken_for_mariadb(database_by: Callable[[str], str]) -> None:
     with mounting(database_by("mysql+pymysql"), MemoryStore()) as mount:
         host = mount()

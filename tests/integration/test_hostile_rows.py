@@ -215,7 +215,7 @@ def _restore(host: Host, id: str) -> None:
     host.clients.service.restore(id, actor="tests")
 
 
-@pytest.mark.parametrize("by", ["validator", "listener"])
+@pytest.mark.parametrize("by", ["validator", "listener", "listener, when configured"])
 def test_what_watches_the_status_is_asked_on_soft_delete_and_restore_alone(
     database_url: str, kv: KeyValue, by: str
 ) -> None:
@@ -231,8 +231,13 @@ def test_what_watches_the_status_is_asked_on_soft_delete_and_restore_alone(
         if by == "validator":
             validate_status = validates("status")(check)
 
-    if by == "listener":
+    def listen(*_: object) -> None:
         sa.event.listen(Client.status, "set", lambda row, value, *_: check(row, "status", value))
+
+    if by == "listener":
+        listen()
+    elif by != "validator":
+        sa.event.listen(Client, "mapper_configured", listen)
     with mounting() as mount:
         host = mount(database_url, kv.store, db=db, model=Client)
         with host.flask.app_context(), db.engine.begin() as connection:  # no ORM, which would configure it

@@ -205,9 +205,9 @@ class BothSteps:
         records: Sequence[DeletionRecord],
         clients: Mapping[str, Client],
     ) -> Holding:
-        # A hard delete saw in step 1, before the look at what is pending, that there was no row; a restore of
-        # a client that is gone is a 404 in any case.
-        if not clients and not records and change.action is Action.SOFT and dialect.locks_rows:
+        # A hard delete without a condition saw before the look at what is pending that there was no row.
+        saw_none = change.action is Action.HARD and not change.only_if_inactive
+        if not clients and not records and not saw_none and dialect.locks_rows:
             of_client = {"of_client_id": change.client_id}
             if connection.execute(self._ledger.one_pending, of_client).first() is not None:
                 raise UndecidedError

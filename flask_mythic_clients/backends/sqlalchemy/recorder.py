@@ -370,7 +370,7 @@ class InOneTrip:
 
 
 class _UnitOfWork:
-    """Lock and load the row, ask the host's rule, change it, by the ORM if that has more to do, and look."""
+    """Lock and load the row, ask the host's rule, flush, and look."""
 
     row: sa.Select[Any] | None = None
 
@@ -390,10 +390,10 @@ class _UnitOfWork:
         self._before = before
         self._sessions = sessions
         self._cascades = cascades
-        self._by_orm = runs_host_code(rows, action) or listens(sessions)
+        self._orm_removes = runs_host_code(rows, Action.HARD) or listens(sessions)
         key = sa.bindparam(_KEY, type_=rows.key_type)
-        change_row = dml(rows, action, dialect).where(rows.id == key)
-        self._change = change_row.execution_options(preserve_rowcount=True)
+        delete = dml(rows, Action.HARD, dialect).where(rows.id == key)
+        self._delete = delete.execution_options(preserve_rowcount=True)
         names, values = _values(dialect, action, sa.bindparam(_KEYS, type_=ledger.c.kv_keys.type))
         at = sa.bindparam(_AT, type_=ledger.c.requested_at.type)
         values[names.index("requested_at")] = sa.func.coalesce(at, dialect.began, type_=at.type)
@@ -417,11 +417,14 @@ class _UnitOfWork:
         record = {**rows.named(client), **_given(change), _KEYS: list(entries(client))}
         record[_AT] = change.requested_at
         removed: list[Any] = []
-        if self._by_orm or self._before is not None:
+        if self._orm_removes or self._before is not None:
             sa.event.listen(session, "after_flush", lambda flushed, _: removed.extend(flushed.deleted))
         if self._before is not None:
             self._before(session, client.row, change.action)
-        self._change_row(session, client, key, change.action)
+        if change.action is Action.HARD:
+            self._remove(session, client, key)
+        else:
+            rows.set_active(session, client.row, change.action is Action.RESTORE, dialect)
         _flush(session)
         if others := self._cascades.of_objects(removed, client):
             raise TakenAlongError(others)
@@ -436,18 +439,14 @@ class _UnitOfWork:
             raise KeptError
         return Recorded(_record(recorded, change, dialect.aware), bool(alone))
 
-    def _change_row(self, session: Session, client: Client, key: Any, action: Action) -> None:
-        _flush(session)  # what the host did before: a statement does not, and it may have moved other clients
-        connection, removes = session.connection(), action is Action.HARD
-        if removes and (others := self._cascades.other_clients(connection, client)):
+    def _remove(self, session: Session, client: Client, key: Any) -> None:
+        _flush(session)  # what the host did before: it may have given other clients another parent
+        if others := self._cascades.other_clients(session.connection(), client):
             raise TakenAlongError(others)
-        if not self._by_orm:
-            if connection.execute(self._change, {_KEY: key}).rowcount > 1:
-                raise KeptError  # another table inherits this one, and has a row of that id
-        elif removes:
+        if self._orm_removes:
             session.delete(client.row)
-        else:
-            self._rows.set_active(session, client.row, action is Action.RESTORE, self._dialect)
+        elif session.connection().execute(self._delete, {_KEY: key}).rowcount > 1:
+            raise KeptError  # another table inherits this one, and has a row of that id
 
     def _locked(self, session: Session, change: Change) -> Client | None:
         """Lock and return the client, None where there is none.
@@ -487,12 +486,12 @@ def _flush(session: Session) -> None:
 def runs_host_code(rows: ClientRows, action: Action) -> bool:
     """Whether the ORM has more to do for this model than a statement does: cascades, listeners, and such."""
     mapper = rows.mapper
+    mapper.registry.configure(cascade=True)  # a validator listens only then, and a listener may be added then
     if mapper.version_id_col is not None or mapper.polymorphic_on is not None or len(mapper.tables) > 1:
         return True
     events = mapper.dispatch
     if action is not Action.HARD:
-        # `attrs` configures the mapper: only then is a validator among the listeners.
-        status: Any = mapper.attrs[rows.status.name].class_attribute
+        status = getattr(rows.model, rows.status.name)  # a validator is a listener, too
         return bool(events.before_update or events.after_update or status.dispatch.set)
     return bool(events.before_delete or events.after_delete) or any(
         not related.viewonly and reaches(related) for related in mapper.relationships

@@ -50,6 +50,12 @@ def dialect_of(engine: sa.Engine) -> Dialect:
     name = engine.dialect.name
     if name not in _DIALECTS:
         raise ConfigurationError(f"The order of steps is not proven on {name}; use {', '.join(_DIALECTS)}.")
+    if engine.get_execution_options().get("schema_translate_map"):
+        # Statements made ready would go to the tables as the models name them: another tenant's.
+        raise ConfigurationError(
+            "The engine has a schema_translate_map, which is not followed here: give the models their "
+            "schema, or its connections a search_path or a default database."
+        )
     module, class_name = _DIALECTS[name]
     made: Dialect = getattr(import_module(f".{module}", __name__), class_name)(engine.dialect)
     return _known.setdefault(engine, made)

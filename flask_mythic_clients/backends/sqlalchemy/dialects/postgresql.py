@@ -208,7 +208,8 @@ class PostgreSQL(Dialect):
         if connection.dialect.driver == "psycopg" and not _keeps_prepared(connection.engine):
             yield Finding(
                 "database",
-                "A pooler gives a transaction another connection, which does not know what was prepared.",
+                "A pooler gives a transaction another connection, where what was prepared is not known, or "
+                "where its name is another statement's: then a wrong one is carried out.",
                 'Pass connect_args={"prepare_threshold": None} to the engine, or let the pooler keep track '
                 "(PgBouncer from version 1.21 on, max_prepared_statements).",
             )
