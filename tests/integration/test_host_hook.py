@@ -64,6 +64,30 @@ def test_it_cleans_up_and_writes_down_once_for_each_change(mount: Callable[..., 
     assert [record.kv_keys[1] for record in host.records("acme")] == handles
 
 
+def test_what_it_changes_on_the_row_goes_with_the_status_in_one_statement(
+    mount: Callable[..., Host],
+) -> None:
+    """A constraint may tie the two, a listener hears once, and the session knows the row as it will be."""
+    heard: list[Any] = []
+
+    def before(session: Session, row: Any, action: str) -> None:
+        row.deleted_by = "tests" if action == "soft" else None
+        sa.event.listen(session, "after_commit", lambda _: heard.append(("committed", row.status)))
+
+    db = SQLAlchemy()
+    model = client_model(
+        db,
+        deleted_by=mapped_column(sa.String(255)),
+        __table_args__=(sa.CheckConstraint("status = (deleted_by IS NULL)"),),
+    )
+    sa.event.listen(model, "after_update", lambda _, __, row: heard.append(("updated", row.status)))
+    host = mount(db=db, model=model, columns={"before": before})
+    host.add(id="acme", status=True)
+    for action in ("soft", "restore"):
+        assert _act(host, action) == 200
+    assert heard == [("updated", False), ("committed", False), ("updated", True), ("committed", True)]
+
+
 @pytest.mark.parametrize(
     ("raised", "status"),
     [(ConstraintError, 409), (ClientNotFoundError, 404), (LookupError, 500)],
