@@ -26,8 +26,6 @@ def is_possible(engine: sa.Engine) -> bool:
 
 Sent: TypeAlias = str | tuple[Ready, Mapping[str, Any]]
 """What begins or ends a transaction, or a statement and its parameters."""
-Send: TypeAlias = Callable[..., list[Rows]]
-"""Sends statements in one round trip; returns what those gave that are ready."""
 
 
 class Direct:
