@@ -13,6 +13,7 @@ from .errors import (
     ClientNotFoundError,
     EntriesRefusedError,
     ForeignError,
+    HardDeleteForbiddenError,
     MythicClientsError,
     StoreError,
 )
@@ -132,7 +133,7 @@ class Many:
         def act() -> None:
             try:
                 self._alone(change)
-            except ClientNotFoundError:  # somebody else was first
+            except (ClientNotFoundError, HardDeleteForbiddenError):  # somebody else was first
                 gone.append(change.client_id)
 
         outcome = self._told_alone(change, act)

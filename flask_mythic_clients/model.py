@@ -85,6 +85,8 @@ class Change:
     request_id: str | None = None
     requested_at: datetime | None = None
     """Of one that is taken again, when it was first: it is recorded also where nothing is to change."""
+    seen: "Inactive | None" = None
+    """Of a purge, what it goes by: a client that is not inactive in that way any more is left."""
 
     def check(self) -> None:
         """Refuse what the ledger does not take.
@@ -96,6 +98,11 @@ class Change:
             check_reason(self.client_id, self.reason)
         if self.request_id is not None and not is_request_id(self.request_id):
             raise InvalidRequestIdError(self.client_id)
+
+    @property
+    def needs_a_look(self) -> bool:
+        """Whether more decides about it than the client's row."""
+        return self.seen is not None or self.requested_at is not None
 
     def applies_to(self, client: Client) -> bool:
         """Whether the client is one that this change would change."""
@@ -184,10 +191,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Inactive:
-    """A client that is inactive, and whether for long enough; None where nobody has recorded since when."""
+    """A client that is inactive, and whether for so long; None where nobody has recorded since when."""
 
     client_id: str
     expired: bool | None
+    for_at_least: timedelta
 
 
 @dataclass(frozen=True, slots=True)

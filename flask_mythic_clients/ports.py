@@ -127,10 +127,10 @@ class DeletionSteps(Protocol):
         """Change the client's row, insert its deletion record, both or neither, and return that.
 
         Return None, having done nothing, where the row is absent or already so, or is active and the change
-        says `only_if_inactive`. What is returned is durable, and the row was seen to be changed: where the
-        database kept it, or forbids the change, nothing has changed, and a ChangeRefusedError says what was
-        in the way. The record's `requested_at` is before whatever this waited for; whether it was alone while
-        it waited, `settle_alone` finds out.
+        says `only_if_inactive`, or is not inactive as it was when the change had `seen` it. What is returned
+        is durable, and the row was seen to be changed: where the database kept it, or forbids the change,
+        nothing has changed, and a ChangeRefusedError says what was in the way. The record's `requested_at` is
+        before whatever this waited for; whether it was alone while it waited, `settle_alone` finds out.
         """
         ...
 

@@ -33,6 +33,7 @@ from .model import (
     HardDelete,
     Health,
     Holding,
+    Inactive,
     Looked,
     Outcome,
     Preview,
@@ -172,7 +173,7 @@ class DeletionService:
         """Yield of whom `purge` would try to remove, and whom it would leave; raises StoreError."""
         for chosen, left in self._expired(older_than, limit, include_unrecorded):
             yield from left
-            yield from map(Outcome, chosen)
+            yield from (Outcome(each.client_id) for each in chosen)
 
     def purge(
         self,
@@ -197,8 +198,8 @@ class DeletionService:
         for chosen, left in self._expired(older_than, limit, include_unrecorded):
             yield from left
             yield from many.purge(
-                Change(client_id, Action.HARD, actor, only_if_inactive=True, reason=reason)
-                for client_id in chosen
+                Change(each.client_id, Action.HARD, actor, only_if_inactive=True, reason=reason, seen=each)
+                for each in chosen
             )
 
     def records(self, *, since: datetime | None = None) -> Iterator[DeletionRecord]:
@@ -259,7 +260,7 @@ class DeletionService:
 
     def _expired(
         self, duration: timedelta, limit: int | None, include_unrecorded: bool
-    ) -> Iterator[tuple[Sequence[str], Sequence[Outcome]]]:
+    ) -> Iterator[tuple[Sequence[Inactive], Sequence[Outcome]]]:
         """Yield page by page whose time has come, and who is left, for nobody knows since when."""
         if not isinstance(self._repository, BulkSteps):
             raise ConfigurationError("This repository does not tell since when clients are inactive.")
@@ -267,7 +268,7 @@ class DeletionService:
         while page := self._repository.inactive(for_at_least=duration, after=after):
             after = page[-1]
             fits = {True, None} if include_unrecorded else {True}
-            chosen = [each.client_id for each in page if each.expired in fits]
+            chosen = [each for each in page if each.expired in fits]
             chosen = chosen if limit is None else chosen[: limit - number]
             unknown = () if include_unrecorded else (each.client_id for each in page if each.expired is None)
             yield chosen, [Outcome(client_id, Result.UNRECORDED) for client_id in unknown]

@@ -216,7 +216,7 @@ class MemoryRepository:
         with self._changed:
             self._changed.wait_for(lambda: change.client_id not in self._rows_held)
             client = self._clients([change.client_id]).get(change.client_id)
-            applies = client is not None and change.applies_to(client)
+            applies = client is not None and change.applies_to(client) and self._is_as_seen(change.seen)
             if not applies and change.requested_at is None:
                 return None
             record = DeletionRecord(
@@ -252,10 +252,20 @@ class MemoryRepository:
     def inactive(self, *, for_at_least: timedelta, after: Inactive | None) -> Sequence[Inactive]:
         """Fulfil `ports.BulkSteps.inactive`."""
         with self._changed:
-            until = self._clock() - for_at_least
             ids = sorted(id for id, row in self._rows.items() if not row.status)
             ids = [id for id in ids if after is None or id > after.client_id][:_PAGE]
-            return [Inactive(id, _expired(self._of([id]), until)) for id in ids]
+            return [Inactive(id, self._expired(id, for_at_least), for_at_least) for id in ids]
+
+    def _expired(self, client_id: str, duration: timedelta) -> bool | None:
+        """Whether the last of a client's records is a soft delete, settled so long ago; None for another."""
+        records = self._of([client_id])
+        if not records or records[-1].action is not Action.SOFT:
+            return None
+        settled_at = records[-1].settled_at
+        return settled_at is not None and settled_at <= self._clock() - duration
+
+    def _is_as_seen(self, seen: Inactive | None) -> bool:
+        return seen is None or self._expired(seen.client_id, seen.for_at_least) == seen.expired
 
     def records(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.Archive.records`."""
@@ -476,14 +486,6 @@ class MemoryRepository:
         """Copy rows, so that a client is as it was read whatever happens to the row later."""
         rows = {id: copy(self._rows[id]) for id in client_ids if id in self._rows}
         return {id: Client(id, row.status, row) for id, row in rows.items()}
-
-
-def _expired(records: Sequence[DeletionRecord], until: datetime) -> bool | None:
-    """Whether the last of a client's records is a soft delete that was settled by then; None for another."""
-    if not records or records[-1].action is not Action.SOFT:
-        return None
-    settled_at = records[-1].settled_at
-    return settled_at is not None and settled_at <= until
 
 
 def _is_due(record: DeletionRecord, settled_before: datetime) -> bool:

@@ -146,6 +146,29 @@ class BulkStepsContract(RepositoryFixtures):
         _record(repository, acme, _RESTORE)
         assert acme not in _inactive(repository, timedelta(0))
 
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_one_that_is_not_inactive_as_it_was_seen_is_left(
+        self, repository: ClientRepository, add_client: AddClient, let_time_pass: LetTimePass, at_once: bool
+    ) -> None:
+        for client_id in self.ids:
+            add_client(client_id)
+            _record(repository, client_id, _SOFT)
+        _settle(repository, *self.ids)
+        let_time_pass(3600)
+        page = _bulk(repository).inactive(for_at_least=timedelta(minutes=30), after=None)
+        seen = {each.client_id: Change(each.client_id, _HARD, "ops", seen=each) for each in page}
+        anew, restored, still = self.ids
+        _record(repository, anew, _RESTORE, _SOFT)
+        _record(repository, restored, _RESTORE)
+        _settle(repository, anew, restored)
+        if at_once:
+            assert _taken(repository, [*seen.values()]).recorded == {still}
+        else:
+            taken = {id for id, change in seen.items() if repository.record(change, _TEMPLATES)}
+            assert taken == {still}
+        assert {client.id for client in repository.clients()} == {anew, restored}
+        assert _states(repository, still) == [(_SOFT, "settled"), (_HARD, "pending")]
+
 
 def _bulk(repository: ClientRepository) -> BulkSteps:
     assert isinstance(repository, BulkSteps)

@@ -22,6 +22,13 @@ from ..hosts import Gate, Host, client_model, mounting
 P, M, S = "postgresql", "mariadb", "sqlite"
 IDS = [f"c{number:04}" for number in range(AT_ONCE + 203)]  # a batch, and a part
 DAY = 86_400
+# Where the host has more to do, each client is changed alone.
+_HAS_MORE_TO_DO: dict[str, Any] = {"before": lambda session, row, action: None}
+# What a repository was given, and the call after which something happens before the client's step 1.
+_WAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "in_bulk": ({}, "inactive"),
+    "alone": (_HAS_MORE_TO_DO, "record_each"),
+}
 
 
 def add(host: Host, store: MemoryStore, *ids: str, **columns: Any) -> None:
@@ -346,28 +353,94 @@ class TestPurge:
         assert entries(store) == set()
         assert [len(host.records(id)) for id in IDS[::100]] == [2] * len(IDS[::100])
 
+    @pytest.mark.parametrize("way", ["in_bulk", "alone"])
+    @pytest.mark.parametrize("guard", ["allow", "after-soft-delete"])
     def test_one_that_is_restored_meanwhile_stays(
-        self, mount: Callable[..., Host], store: MemoryStore
+        self, mount: Callable[..., Host], store: MemoryStore, way: str, guard: str
     ) -> None:
-        host = mount()
+        given, call = _WAYS[way]
+        host = mount(columns=given, config={"MYTHIC_CLIENTS_HARD_DELETE": guard})
         add(host, store, "a", "b")
         delete_each(host, "a", "b", hard=False)
         host.let_time_pass(31 * DAY)
-        service = host.flask.extensions["mythic_clients"]
-        with host.flask.app_context(), _restoring(service, "a"):
-            assert results(service.purge(older_than=timedelta(days=30), actor="tests")) == {"b": Result.DONE}
+        with _meanwhile(host, call, lambda: host.clients.service.restore("a", actor="tests")):
+            assert purge(host) == {"b": Result.DONE}
         assert {row.id: row.status for row in host.rows()} == {"a": True}
+
+    @pytest.mark.parametrize("way", ["in_bulk", "alone"])
+    def test_one_that_is_soft_deleted_anew_meanwhile_stays(
+        self, mount: Callable[..., Host], store: MemoryStore, way: str
+    ) -> None:
+        given, call = _WAYS[way]
+        host = mount(columns=given)
+        add(host, store, "a", "b")
+        delete_each(host, "a", "b", hard=False)
+        host.let_time_pass(31 * DAY)
+
+        def anew() -> None:
+            host.clients.service.restore("a", actor="tests")
+            host.clients.service.soft_delete("a", actor="tests")
+
+        with _meanwhile(host, call, anew):
+            assert purge(host) == {"b": Result.DONE}
+        assert {row.id: row.status for row in host.rows()} == {"a": False}
+        assert purge(host) == {}
+
+    @pytest.mark.parametrize("way", ["in_bulk", "alone"])
+    def test_one_of_whom_nobody_knows_any_more_since_when_stays(
+        self, mount: Callable[..., Host], store: MemoryStore, way: str
+    ) -> None:
+        given, call = _WAYS[way]
+        host = mount(columns=given)
+        add(host, store, "a", "b")
+        delete_each(host, "a", "b", hard=False)
+        host.let_time_pass(31 * DAY)
+
+        def by_another() -> None:
+            host.clients.service.restore("a", actor="tests")
+            with host.db.engine.begin() as connection:
+                connection.execute(sa.update(host.model.__table__).values(status=False))
+
+        with _meanwhile(host, call, by_another):
+            assert purge(host) == {"b": Result.DONE}
+        assert purge(host) == {"a": Result.UNRECORDED}
+        assert purge(host, include_unrecorded=True) == {"a": Result.DONE}
+
+    @pytest.mark.parametrize("way", ["in_bulk", "alone"])
+    def test_one_whose_own_time_is_young_meanwhile_stays(
+        self, mount: Callable[..., Host], store: MemoryStore, way: str
+    ) -> None:
+        db = SQLAlchemy()
+        columns = {"id": mapped_column(sa.String(40), primary_key=True), "name": mapped_column(sa.String(40))}
+        columns["status"] = mapped_column(sa.DateTime(), nullable=True)
+        model = type("Client", (db.Model,), {"__tablename__": "clients", **columns})
+        given, call = _WAYS[way]
+        host = mount(columns=given, db=db, model=model)
+        now = datetime.now(UTC).replace(tzinfo=None)
+        add(host, store, "a", "b", status=now - timedelta(days=31))
+
+        def anew() -> None:
+            with host.db.engine.begin() as connection:
+                table: Any = host.model.__table__
+                connection.execute(sa.update(table).where(table.c.id == "a").values(status=now))
+
+        with _meanwhile(host, call, anew):
+            assert purge(host) == {"b": Result.DONE}
+        assert [row.id for row in host.rows()] == ["a"]
 
 
 @contextmanager
-def _restoring(service: Any, id: str) -> Iterator[None]:
-    """Restore a client after it was chosen to be purged, and before it is."""
-    repository, record_each = service._repository, service._repository.record_each
+def _meanwhile(host: Host, call: str, act: Callable[[], object]) -> Iterator[None]:
+    """Let something happen once, after that call of the repository: a client was chosen to be purged."""
+    with host.flask.app_context():
+        repository: Any = host.clients.service._repository
+    asked = getattr(repository, call)
 
-    def restored_first(changes: Any, entries: Any) -> Any:
-        repository.record_each = record_each
-        service.restore(id, actor="tests")
-        return record_each(changes, entries)
+    def and_then(*args: Any, **options: Any) -> Any:
+        told = asked(*args, **options)
+        setattr(repository, call, asked)
+        act()
+        return told
 
-    repository.record_each = restored_first
+    setattr(repository, call, and_then)
     yield

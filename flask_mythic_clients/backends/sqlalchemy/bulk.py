@@ -8,14 +8,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from ...entries import KeyTemplates
-from ...model import Action, Batch, Change, Client, Inactive
+from ...model import Action, Batch, Change, Client
+from .ages import seen_otherwise
 from .cascades import Cascades
 from .dialects import AT_ONCE, Dialect, Verdict
 from .recorder import KeptError, dml
 from .rows import ClientRows
 from .transactions import UndecidedError
 
-_PAGE = 1000
 _PRUNED = 5000
 
 
@@ -79,6 +79,8 @@ class Bulk:
         applying = {
             c.client_id for c in changes if c.client_id in clients and c.applies_to(clients[c.client_id])
         }
+        seen = [c.seen for c in changes if c.seen is not None and c.client_id in applying]
+        applying -= seen_otherwise(connection, dialect, rows=rows, ledger=self._ledger, seen=seen)
         alone = frozenset(applying if self._each_alone else ())
         changed = [keys[client_id] for client_id in applying - alone]
         left = held | alone
@@ -142,50 +144,6 @@ class Bulk:
 
 
 _TIME = "%Y-%m-%d %H:%M:%S.%f"
-
-
-def inactive(
-    connection: sa.Connection,
-    dialect: Dialect,
-    *,
-    rows: ClientRows,
-    ledger: sa.Table,
-    for_at_least: timedelta,
-    after: Inactive | None,
-) -> list[Inactive]:
-    """Fulfil `ports.BulkSteps.inactive`."""
-    dialect.by_index(connection)
-    since: Any = sa.null()
-    if rows.status.is_time:
-        since = rows.status.column <= dialect.ago_as(rows.status.column.type, for_at_least)
-    query = rows.all_of(sa.select(rows.id, since)).where(~rows.status.active(dialect))
-    query = query.order_by(rows.id).limit(_PAGE)
-    if after is not None:
-        query = query.where(rows.id > rows.key_of(after.client_id, dialect))
-    found = {rows.id_of(id): expired for id, expired in connection.execute(query).all()}
-    if not rows.status.is_time:
-        found |= _recorded_since(connection, dialect, ledger, list(found), for_at_least)
-    return [
-        Inactive(client_id, None if expired is None else bool(expired))
-        for client_id, expired in found.items()
-    ]
-
-
-def _recorded_since(
-    connection: sa.Connection,
-    dialect: Dialect,
-    ledger: sa.Table,
-    client_ids: Sequence[str],
-    duration: timedelta,
-) -> dict[str, bool]:
-    """Return for whom a soft delete is what was recorded last, and whether it was settled so long ago."""
-    c = ledger.c
-    of_these = dialect.among(c.client_id, "of_client_ids")
-    newest = sa.select(sa.func.max(c.id)).where(of_these).group_by(c.client_id)
-    expired = sa.and_(c.settled_at.is_not(None), c.settled_at <= dialect.ago(duration))
-    # Where that is no soft delete, somebody else has made it inactive since.
-    query = sa.select(c.client_id, expired).where(c.id.in_(newest), c.action == Action.SOFT.value)
-    return {id: bool(old) for id, old in connection.execute(query, {"of_client_ids": client_ids}).all()}
 
 
 def prune(

@@ -27,8 +27,9 @@ from ...model import (
     Recorded,
 )
 from ...ports import Begun
+from .ages import inactive
 from .both_steps import BothSteps
-from .bulk import Bulk, inactive, prune
+from .bulk import Bulk, prune
 from .cascades import Cascades
 from .check import Check
 from .dialects import Dialect, Verdict, dialect_of
@@ -114,7 +115,7 @@ class SQLAlchemyRepository:
         if key is None:
             return None
         with self._refusals(change, transactions):
-            if change.requested_at is not None:
+            if change.needs_a_look:
                 plan = self._recorder.general(transactions.dialect, change)
             else:
                 plan = self._recorder.plan(transactions.dialect, change, entries)
@@ -142,7 +143,7 @@ class SQLAlchemyRepository:
             is_direct = dialect.is_direct(transactions.engine)
             given |= {"entries": entries, "refusals": transactions.refusals, "is_direct": is_direct}
             begin = partial(self._both_steps.in_turn, **given)
-        if key is None or begin is None:
+        if key is None or begin is None or change.needs_a_look:
             yield None
             return
         with (
