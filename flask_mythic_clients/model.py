@@ -84,7 +84,7 @@ class Change:
     reason: str | None = field(default=None, repr=False)
     request_id: str | None = None
     requested_at: datetime | None = None
-    """Of one that is taken again, when it was first: it is recorded also where nothing is to change."""
+    """Of one that is taken again, when it was first: it is recorded once, also where nothing is to change."""
     seen: "Inactive | None" = None
     """Of a purge, what it goes by: a client that is not inactive in that way any more is left."""
 

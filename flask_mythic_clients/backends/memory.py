@@ -216,7 +216,9 @@ class MemoryRepository:
         with self._changed:
             self._changed.wait_for(lambda: change.client_id not in self._rows_held)
             client = self._clients([change.client_id]).get(change.client_id)
-            applies = client is not None and change.applies_to(client) and self._is_as_seen(change.seen)
+            if self._is_overtaken(change):
+                return None
+            applies = client is not None and change.applies_to(client)
             if not applies and change.requested_at is None:
                 return None
             record = DeletionRecord(
@@ -264,8 +266,15 @@ class MemoryRepository:
         settled_at = records[-1].settled_at
         return settled_at is not None and settled_at <= self._clock() - duration
 
-    def _is_as_seen(self, seen: Inactive | None) -> bool:
-        return seen is None or self._expired(seen.client_id, seen.for_at_least) == seen.expired
+    def _is_overtaken(self, change: Change) -> bool:
+        """Whether the client is not inactive any more as it was seen, or that very change is recorded."""
+        seen, at = change.seen, change.requested_at
+        if seen is not None and self._expired(seen.client_id, seen.for_at_least) != seen.expired:
+            return True
+        recorded = self._of([change.client_id])
+        return at is not None and (change.action, at) in {
+            (each.action, each.requested_at) for each in recorded
+        }
 
     def records(self, *, since: datetime | None, after: DeletionRecord | None) -> Sequence[DeletionRecord]:
         """Fulfil `ports.Archive.records`."""

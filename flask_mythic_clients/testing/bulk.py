@@ -114,7 +114,7 @@ class BulkStepsContract(RepositoryFixtures):
     def test_one_that_is_taken_again_is_recorded_as_it_was(
         self, repository: ClientRepository, add_client: AddClient
     ) -> None:
-        acme, acme2, _ = self.ids
+        acme, acme2, absent = self.ids
         add_client(acme)
         add_client(acme2, status=False)
         told: Any = {"reason": "again", "request_id": "it's 7", "requested_at": _LONG_AGO}
@@ -126,6 +126,10 @@ class BulkStepsContract(RepositoryFixtures):
             assert {name: getattr(record, name) for name in told} == told
         assert {client.id: client.active for client in repository.clients()} == {acme: False, acme2: False}
         assert f"client:{acme}" in repository.history(acme)[0].kv_keys
+        add_client(absent)  # made anew
+        assert _taken(repository, changes) == Batch(frozenset())
+        assert repository.record(changes[2], _TEMPLATES) is None
+        assert {client.id for client in repository.clients() if client.active} == {absent}
 
     def test_it_is_told_who_is_inactive_and_whether_for_long_enough(
         self, repository: ClientRepository, add_client: AddClient, let_time_pass: LetTimePass

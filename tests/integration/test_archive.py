@@ -18,7 +18,7 @@ from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.model import DeletionRecord, Result
 
 from ..hosts import Host, client_model
-from .test_many import DAY, M, P, S, actions, add, delete_each, entries, purge
+from .test_many import DAY, WAYS, M, P, S, actions, add, delete_each, entries, meanwhile, purge
 
 MANY = [f"c{number:05}" for number in range(10_000)]
 DUMPS = {P: ("pg_dump", "psql"), M: ("mariadb-dump", "mariadb"), S: (None, None)}
@@ -151,6 +151,31 @@ class TestReplay:
         assert [record.action for record in host.records("a")] == ["hard", "soft"]
         assert host.rows() == []
         assert entries(store) == set()
+
+    @pytest.mark.parametrize("way", ["in_bulk", "alone"])
+    def test_two_at_once_record_each_deletion_once_and_who_is_made_anew_stays(
+        self, mount: Callable[..., Host], store: MemoryStore, way: str
+    ) -> None:
+        given, call = WAYS[way]
+        host = mount(columns=given)
+        add(host, store, "a", "b")
+        delete_each(host, "a", "b")
+        exported = export(host)
+        ledger = host.model.metadata.tables["client_deletions"]
+        with host.flask.app_context(), host.db.engine.begin() as connection:
+            connection.execute(ledger.delete())  # as an older backup has it
+        add(host, store, "a", "b")
+
+        def other() -> None:
+            assert replay(host, exported)["replayed"] == 2
+            add(host, store, "a")
+
+        with meanwhile(host, "lacking" if way == "in_bulk" else call, other):
+            assert replay(host, exported)["failed"] == 0
+        assert [row.id for row in host.rows()] == ["a"]
+        assert [actions(host, id) for id in ("a", "b")] == [[("hard", "replayed: why", True)]] * 2
+        reconciled(host)
+        assert entries(store) == {"a"}
 
     def test_one_that_is_refused_leaves_what_came_after_it_and_a_second_run_goes_on(
         self, mount: Callable[..., Host], store: MemoryStore

@@ -25,7 +25,7 @@ DAY = 86_400
 # Where the host has more to do, each client is changed alone.
 _HAS_MORE_TO_DO: dict[str, Any] = {"before": lambda session, row, action: None}
 # What a repository was given, and the call after which something happens before the client's step 1.
-_WAYS: dict[str, tuple[dict[str, Any], str]] = {
+WAYS: dict[str, tuple[dict[str, Any], str]] = {
     "in_bulk": ({}, "inactive"),
     "alone": (_HAS_MORE_TO_DO, "record_each"),
 }
@@ -358,12 +358,12 @@ class TestPurge:
     def test_one_that_is_restored_meanwhile_stays(
         self, mount: Callable[..., Host], store: MemoryStore, way: str, guard: str
     ) -> None:
-        given, call = _WAYS[way]
+        given, call = WAYS[way]
         host = mount(columns=given, config={"MYTHIC_CLIENTS_HARD_DELETE": guard})
         add(host, store, "a", "b")
         delete_each(host, "a", "b", hard=False)
         host.let_time_pass(31 * DAY)
-        with _meanwhile(host, call, lambda: host.clients.service.restore("a", actor="tests")):
+        with meanwhile(host, call, lambda: host.clients.service.restore("a", actor="tests")):
             assert purge(host) == {"b": Result.DONE}
         assert {row.id: row.status for row in host.rows()} == {"a": True}
 
@@ -371,7 +371,7 @@ class TestPurge:
     def test_one_that_is_soft_deleted_anew_meanwhile_stays(
         self, mount: Callable[..., Host], store: MemoryStore, way: str
     ) -> None:
-        given, call = _WAYS[way]
+        given, call = WAYS[way]
         host = mount(columns=given)
         add(host, store, "a", "b")
         delete_each(host, "a", "b", hard=False)
@@ -381,7 +381,7 @@ class TestPurge:
             host.clients.service.restore("a", actor="tests")
             host.clients.service.soft_delete("a", actor="tests")
 
-        with _meanwhile(host, call, anew):
+        with meanwhile(host, call, anew):
             assert purge(host) == {"b": Result.DONE}
         assert {row.id: row.status for row in host.rows()} == {"a": False}
         assert purge(host) == {}
@@ -390,7 +390,7 @@ class TestPurge:
     def test_one_of_whom_nobody_knows_any_more_since_when_stays(
         self, mount: Callable[..., Host], store: MemoryStore, way: str
     ) -> None:
-        given, call = _WAYS[way]
+        given, call = WAYS[way]
         host = mount(columns=given)
         add(host, store, "a", "b")
         delete_each(host, "a", "b", hard=False)
@@ -401,7 +401,7 @@ class TestPurge:
             with host.db.engine.begin() as connection:
                 connection.execute(sa.update(host.model.__table__).values(status=False))
 
-        with _meanwhile(host, call, by_another):
+        with meanwhile(host, call, by_another):
             assert purge(host) == {"b": Result.DONE}
         assert purge(host) == {"a": Result.UNRECORDED}
         assert purge(host, include_unrecorded=True) == {"a": Result.DONE}
@@ -414,7 +414,7 @@ class TestPurge:
         columns = {"id": mapped_column(sa.String(40), primary_key=True), "name": mapped_column(sa.String(40))}
         columns["status"] = mapped_column(sa.DateTime(), nullable=True)
         model = type("Client", (db.Model,), {"__tablename__": "clients", **columns})
-        given, call = _WAYS[way]
+        given, call = WAYS[way]
         host = mount(columns=given, db=db, model=model)
         now = datetime.now(UTC).replace(tzinfo=None)
         add(host, store, "a", "b", status=now - timedelta(days=31))
@@ -424,13 +424,13 @@ class TestPurge:
                 table: Any = host.model.__table__
                 connection.execute(sa.update(table).where(table.c.id == "a").values(status=now))
 
-        with _meanwhile(host, call, anew):
+        with meanwhile(host, call, anew):
             assert purge(host) == {"b": Result.DONE}
         assert [row.id for row in host.rows()] == ["a"]
 
 
 @contextmanager
-def _meanwhile(host: Host, call: str, act: Callable[[], object]) -> Iterator[None]:
+def meanwhile(host: Host, call: str, act: Callable[[], object]) -> Iterator[None]:
     """Let something happen once, after that call of the repository: a client was chosen to be purged."""
     with host.flask.app_context():
         repository: Any = host.clients.service._repository

@@ -1,4 +1,4 @@
-"""Since when clients are inactive."""
+"""Since when clients are inactive, and whether a change that was decided on before still fits."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ...model import Action, Inactive
+from ...model import Action, Change, Inactive
 from .dialects import Dialect
 from .rows import ClientRows
 
@@ -36,25 +36,51 @@ def inactive(
     ]
 
 
-def seen_otherwise(
+def overtaken(
+    connection: sa.Connection,
+    dialect: Dialect,
+    *,
+    rows: ClientRows,
+    ledger: sa.Table,
+    changes: Sequence[Change],
+) -> set[str]:
+    """Return for whom others were first, now that the rows are locked.
+
+    Who is not inactive any more in the way in which it was seen; and of whom that very change is recorded.
+    """
+    seen = [change.seen for change in changes if change.seen is not None]
+    again = {(c.client_id, c.action, c.requested_at) for c in changes if c.requested_at is not None}
+    left = set[str]()
+    if seen:
+        now = _expired(connection, dialect, rows=rows, ledger=ledger, seen=seen)
+        left |= {each.client_id for each in seen if now.get(each.client_id) != each.expired}
+    if again:
+        c = ledger.c
+        query = sa.select(c.client_id, c.action, c.requested_at).where(
+            dialect.among(c.client_id, "of_client_ids")
+        )
+        of_these = {"of_client_ids": [client_id for client_id, _, _ in again]}
+        for client_id, action, at in connection.execute(query, of_these):
+            if (client_id, action, dialect.aware(at)) in again:
+                left.add(client_id)
+    return left
+
+
+def _expired(
     connection: sa.Connection,
     dialect: Dialect,
     *,
     rows: ClientRows,
     ledger: sa.Table,
     seen: Sequence[Inactive],
-) -> set[str]:
-    """Return who of these, whose rows are locked, is not inactive in the way in which it was seen."""
-    if not seen:
-        return set()
+) -> Mapping[str, Any]:
+    """Return what is known of these now; nothing of who is active, or of unknown age."""
     duration, keys = seen[0].for_at_least, rows.keys_of([each.client_id for each in seen], dialect)
-    if rows.status.is_time:
-        query = _inactive(dialect, rows, duration).where(rows.named_by_keys(dialect))
-        told: Any = connection.execute(query, {"of_keys": [*keys.values()]}).all()
-        now: Mapping[str, Any] = {rows.id_of(id): expired for id, expired in told}
-    else:
-        now = _recorded_since(connection, dialect, ledger, list(keys), duration)
-    return {each.client_id for each in seen if now.get(each.client_id) != each.expired}
+    if not rows.status.is_time:
+        return _recorded_since(connection, dialect, ledger, list(keys), duration)
+    query = _inactive(dialect, rows, duration).where(rows.named_by_keys(dialect))
+    told = connection.execute(query, {"of_keys": [*keys.values()]}).all()
+    return {rows.id_of(id): expired for id, expired in told}
 
 
 def _inactive(dialect: Dialect, rows: ClientRows, duration: timedelta) -> sa.Select[Any]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from ...entries import KeyTemplates
 from ...model import Action, Batch, Change, Client
-from .ages import seen_otherwise
+from .ages import overtaken
 from .cascades import Cascades
 from .dialects import AT_ONCE, Dialect, Verdict
 from .recorder import KeptError, dml
@@ -76,11 +76,11 @@ class Bulk:
         clients = {client.id: client for client in locked if client.id in keys}
         missing = {client_id: key for client_id, key in keys.items() if client_id not in clients}
         held = self._held(connection, missing)
+        others_first = overtaken(connection, dialect, rows=rows, ledger=self._ledger, changes=changes)
+        changes = [change for change in changes if change.client_id not in others_first]
         applying = {
             c.client_id for c in changes if c.client_id in clients and c.applies_to(clients[c.client_id])
         }
-        seen = [c.seen for c in changes if c.seen is not None and c.client_id in applying]
-        applying -= seen_otherwise(connection, dialect, rows=rows, ledger=self._ledger, seen=seen)
         alone = frozenset(applying if self._each_alone else ())
         changed = [keys[client_id] for client_id in applying - alone]
         left = held | alone

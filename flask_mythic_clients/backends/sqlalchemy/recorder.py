@@ -17,7 +17,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from ...entries import EntryRule, KeyTemplates
 from ...errors import ConfigurationError
 from ...model import Action, Change, Client, DeletionRecord, Recorded
-from .ages import seen_otherwise
+from .ages import overtaken
 from .cascades import Cascades
 from .dialects import Compounds, Dialect, Rows
 from .rows import ClientRows
@@ -413,7 +413,9 @@ class _UnitOfWork:
         rows, ledger, dialect = self._rows, self._ledger, self._dialect
         dialect.lock(connection, ledger)  # before reading, as FOR UPDATE does elsewhere
         client = self._locked(session, change)
-        if client is None or not change.applies_to(client) or self._is_seen_otherwise(connection, change):
+        if client is None or not change.applies_to(client):
+            return None
+        if change.needs_a_look and overtaken(connection, dialect, rows=rows, ledger=ledger, changes=[change]):
             return None
         record = {**rows.named(client), **_given(change), _KEYS: list(entries(client))}
         record[_AT] = change.requested_at
@@ -439,12 +441,6 @@ class _UnitOfWork:
         if not rows.is_as_wished(found, change.action):
             raise KeptError
         return Recorded(_record(recorded, change, dialect.aware), bool(alone))
-
-    def _is_seen_otherwise(self, connection: sa.Connection, change: Change) -> bool:
-        seen = [] if change.seen is None else [change.seen]
-        return bool(
-            seen_otherwise(connection, self._dialect, rows=self._rows, ledger=self._ledger, seen=seen)
-        )
 
     def _remove(self, session: Session, client: Client, key: Any) -> None:
         _flush(session)  # what the host did before: it may have given other clients another parent
