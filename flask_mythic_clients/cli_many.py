@@ -11,7 +11,7 @@ import click
 from flask.cli import AppGroup
 
 from .config import commands
-from .model import Action, DeletionRecord, Outcome, Result, is_client_id
+from .model import Action, DeletionRecord, Outcome, Result, is_client_id, is_request_id
 from .options import (
     REFUSED,
     Duration,
@@ -263,7 +263,8 @@ def _record(told: Mapping[str, Any], group: str) -> DeletionRecord:
     at = datetime.fromisoformat(told["requested_at"])
     if not is_client_id(told["client_id"]) or at.tzinfo is None or not isinstance(told["actor"], str):
         raise ValueError
-    reason = told.get("reason")
-    if not isinstance(reason, (str, type(None))):
+    reason, request_id = told.get("reason"), told.get("request_id")
+    if not isinstance(reason, (str, type(None))) or not (request_id is None or is_request_id(request_id)):
         raise TypeError
-    return DeletionRecord(0, told["client_id"], Action(told["action"]), told["actor"], (), at, reason=reason)
+    of_caller: Any = {"reason": reason, "request_id": request_id}
+    return DeletionRecord(0, told["client_id"], Action(told["action"]), told["actor"], (), at, **of_caller)

@@ -104,23 +104,24 @@ class TestReplay:
         self, mount: Callable[..., Host], store: MemoryStore, database_url: str, tmp_path: Path
     ) -> None:
         host, backup = mount(), Backup(database_url, tmp_path)
-        add(host, store, *MANY, "other", "soft", "back", "anew", "early")
+        add(host, store, *MANY, "other", "soft", "back", "anew", "early", "asked")
         delete_each(host, "early")
         add(host, store, "early")  # made anew before the backup was taken
         host.close()
         backup.take()
         delete_each(host, *MANY)
         delete_each(host, "soft", "back", hard=False)
+        host.delete("asked?hard=true", headers={"X-Request-ID": "r-7"})
         with host.flask.app_context():
             host.clients.service.restore("back", actor="ada", reason="a mistake")
         exported = export(host)
         before = host.records(MANY[5])[0]
         host.close()
         backup.restore()
-        assert len(host.rows()) == len(MANY) + 5
+        assert len(host.rows()) == len(MANY) + 6
         for id in MANY[::7]:
             store.set(f"client:{id}", "back again")  # the store has an older copy, too
-        assert replay(host, exported)["replayed"] == len(MANY) + 3
+        assert replay(host, exported)["replayed"] == len(MANY) + 4
         assert {row.id: row.status for row in host.rows()} == {
             "other": True, "soft": False, "back": True, "anew": True, "early": True
         }  # fmt: skip
@@ -130,6 +131,7 @@ class TestReplay:
         assert after.reason == "replayed: why"
         assert after.settled_at is not None
         assert after.settled_at > before.settled_at
+        assert [record.request_id for record in host.records("asked")] == ["r-7"]
         assert [record.action for record in host.records("back")] == ["soft", "restore"]
         assert [record.reason for record in host.records("back")] == ["replayed: why", "replayed: a mistake"]
         assert replay(host, exported) == dict.fromkeys(NAMES, 0)
@@ -235,6 +237,7 @@ class TestReplay:
             json.dumps(RECORD | {"requested_at": 7}),
             json.dumps(RECORD | {"actor": None}),
             json.dumps(RECORD | {"reason": 7}),
+            json.dumps(RECORD | {"request_id": "a\nb"}),
             json.dumps(RECORD | {"kind": "shops"}),
         ],
     )
