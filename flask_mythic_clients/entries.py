@@ -20,7 +20,10 @@ class EntryRule(Protocol):
 
 
 class Wished(NamedTuple):
-    """What must become of a client's entries, as its row is now; of all others only the host knows."""
+    """What must become of a client's entries, as its row is now.
+
+    Those that are in neither are left as they are: only the host knows their values.
+    """
 
     absent: Collection[str]
     known: Mapping[str, Value]
@@ -42,14 +45,6 @@ def as_bytes(value: Value) -> bytes:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise TypeError(type(value).__name__)
     return f"{value}".encode()
-
-
-class EntryValues(Protocol):
-    """A row that knows values of its own entries."""
-
-    def entry_values(self) -> Mapping[str, Value]:
-        """Return key → value for the entries whose value follows from the row."""
-        ...
 
 
 class EntryFunction:

@@ -84,7 +84,7 @@ class Change:
     reason: str | None = field(default=None, repr=False)
     request_id: str | None = None
     requested_at: datetime | None = None
-    """Of one that is taken again, when it was first: it is recorded once, also where nothing is to change."""
+    """Of a replay, when it was asked for first: it is recorded once, also where nothing is to change."""
     seen: "Inactive | None" = None
     """Of a purge, what it goes by: a client that is not inactive in that way any more is left."""
 
@@ -154,10 +154,15 @@ class Recorded:
     alone: bool
     """Whether no other record of the client was pending, as far as the step could see."""
 
+    @property
+    def skips_hold(self) -> bool:
+        """Whether the entries may be removed before the record is held: `settle_alone` stamps it."""
+        return self.alone and self.record.action is Action.HARD
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """For whom step 1 was taken, of many; for those that are in none of these, nothing was to change."""
+    """Clients by what step 1 did with each; of those that are in none of these sets nothing was to change."""
 
     recorded: frozenset[str]
     held: frozenset[str] = frozenset()

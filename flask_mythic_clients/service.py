@@ -150,8 +150,9 @@ class DeletionService:
     ) -> Iterator[Outcome]:
         """Delete many clients, several at once; yield what came of each, in their order.
 
-        What is forbidden for one, or not there, is told in its outcome. Raises InvalidReasonError, and
-        StoreError when a store is away: those of whom nothing was yielded are as they were, or pending.
+        Lazily: iterate, or nothing is done. What is forbidden for one, or not there, is told in its outcome.
+        Raises InvalidReasonError, and StoreError when a store is away: those of whom nothing was yielded are
+        as they were, or pending.
         """
         if reason is not None:
             check_reason("", reason)
@@ -186,8 +187,9 @@ class DeletionService:
     ) -> Iterator[Outcome]:
         """Remove for good the clients that have been soft-deleted for so long; yield what came of each.
 
-        One that another transaction holds is left to it. So is one of which nobody has recorded since when
-        it is inactive, unless `include_unrecorded`. `limit` counts those that are tried.
+        Lazily, as `delete_each`. One that another transaction holds is left to it. So is one of which nobody
+        has recorded since when it is inactive, unless `include_unrecorded`. `limit` counts those that are
+        tried.
         Raises HardDeleteForbiddenError, InvalidReasonError, and StoreError as `delete_each` does.
         """
         if reason is not None:
@@ -212,9 +214,10 @@ class DeletionService:
     def replay(self, records: Iterable[DeletionRecord]) -> Iterator[Outcome]:
         """Take again, after a backup was restored, what the ledger lacks of these; yield what came of each.
 
-        Records are told by client, action and `requested_at`, and have to be in their order. Each is recorded
-        as it was, settled now, and its reason says that it was replayed. What is in the ledger is left: so a
-        second run changes nothing, and a client that was made anew after its removal is not touched.
+        Lazily, as `delete_each`. Records are told by client, action and `requested_at`, and have to be in
+        their order. Each is recorded as it was, settled now, and its reason says that it was replayed. What
+        is in the ledger is left: so a second run changes nothing, and a client that was made anew after its
+        removal is not touched.
         Raises StoreError as `delete_each` does.
         """
         archive = self._archive()
@@ -237,8 +240,8 @@ class DeletionService:
     def forget(self, *, older_than: timedelta) -> Iterator[int]:
         """Delete old records that are verified, page by page; yield how many. Raises StoreError.
 
-        Never one that the key-value store may have forgotten, so none where that has no mark yet; nor the
-        newest of a client that has a row.
+        Lazily, as `delete_each`. Never one that the key-value store may have forgotten, so none where that
+        has no mark yet; nor the newest of a client that has a row.
         """
         archive, before = self._archive(), None
         if isinstance(self._kv, RememberingStore):
@@ -330,7 +333,7 @@ class DeletionService:
         return self._repository.backlog(settled_for=self._verify_after)
 
     def health(self) -> Health:
-        """Tell how it stands, for monitors; asks both stores, and raises nothing where one is away."""
+        """Report the status of deletions, for monitors; a store that is away is told, and raises nothing."""
         backlog, mark, age = None, None, None
         database_away, kv_away = None, None
         name = mark_name(self._repository, self._kind)
@@ -480,7 +483,7 @@ class DeletionService:
         settle_alone = self._repository.settle_alone
         if recorded is None:
             self._repository.make_durable()
-        elif recorded.alone and change.action is Action.HARD:
+        elif recorded.skips_hold:
             yield Begun(recorded, None, settle_alone)
             return
         try:

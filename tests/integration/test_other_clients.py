@@ -237,7 +237,9 @@ class TestByTheOrm:
 
 class TestAnotherKind:
     @staticmethod
-    def _mount(mount: Callable[..., Host], store: MemoryStore, *, orm: bool) -> tuple[Host, Any]:
+    def _mount(
+        mount: Callable[..., Host], store: MemoryStore, *, orm: bool, by: Callable[[SQLAlchemy], Any]
+    ) -> tuple[Host, Any]:
         db = SQLAlchemy()
 
         class Organization(ClientMixin, db.Model):
@@ -251,17 +253,20 @@ class TestAnotherKind:
             if orm:
                 organizations = relationship(Organization, cascade="all, delete-orphan")
 
-        second = SQLAlchemyRepository(db, Organization, ledger="organization_deletions")
+        second = SQLAlchemyRepository(by(db), Organization, ledger="organization_deletions")
         host = mount(db=db, model=Client)
         host.flask.config["MYTHIC_ORGANIZATIONS_KV_KEYS"] = "organization:{id}"
         MythicClients(host.flask, repository=second, kv=store, name="organizations")
         return host, Organization
 
     @pytest.mark.parametrize("orm", [False, True])
+    @pytest.mark.parametrize(
+        "by", [lambda db: db, lambda db: lambda: db.engine], ids=["its_db", "a_function"]
+    )
     def test_it_is_named_with_its_table(
-        self, mount: Callable[..., Host], store: MemoryStore, orm: bool
+        self, mount: Callable[..., Host], store: MemoryStore, orm: bool, by: Callable[[SQLAlchemy], Any]
     ) -> None:
-        host, organization = self._mount(mount, store, orm=orm)
+        host, organization = self._mount(mount, store, orm=orm, by=by)
         host.add(id="acme")
         with host.flask.app_context():
             host.db.session.add(organization(id="eu", client_id="acme"))
@@ -271,6 +276,22 @@ class TestAnotherKind:
             host.db.session.execute(sa.delete(organization))
             host.db.session.commit()
         assert host.delete("acme?hard=true").status_code == 200
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_kind_whose_engine_is_not_to_be_had_forbids_nothing(
+    mount: Callable[..., Host], store: MemoryStore
+) -> None:
+    def fails() -> Any:
+        raise OSError("s3cret")
+
+    db = SQLAlchemy()
+    elsewhere = type("Order", (ClientMixin, db.Model), {"__tablename__": "orders"})
+    kept = SQLAlchemyRepository(fails, elsewhere, ledger="order_deletions")
+    host = mount(db=db)
+    host.add(id="acme")
+    assert host.delete("acme?hard=true").status_code == 200
+    assert kept.model is elsewhere
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

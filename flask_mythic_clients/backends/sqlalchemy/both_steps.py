@@ -1,7 +1,7 @@
 """Step 1, and the beginning of step 2, on one connection."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from .dialects import (
     pipelining,
 )
 from .ledger import Ledger
-from .recorder import InOneTrip, OneStatement, Plan, Unchanged
+from .recorder import OneStatement, Plan, Unchanged
 from .rows import ClientRows
 from .sessions import plain
 from .transactions import UndecidedError
@@ -56,46 +56,69 @@ class BothSteps:
 
         What step 1 is refused is raised through `refusals`. `is_direct` lets step 2 go past SQLAlchemy.
         """
-        client_id, settle = change.client_id, self._settle_in_one(dialect, plan)
+        settle = self._settle_in_one(dialect, plan)
         with plan.begin(engine) as transaction:
             connection = _connection(transaction)
-            taken: Recorded | Unchanged | None
             with refusals():
-                if isinstance(plan, InOneTrip):
-                    taken = plan.take_or_see(transaction, key, change)
-                else:
-                    taken = plan.take(transaction, key, change, entries)
+                taken = plan.take(transaction, key, change, entries)
                 transaction.commit()
-            recorded = taken if isinstance(taken, Recorded) else None
             if isinstance(transaction, Session):
                 transaction.close()
-            if is_direct:
+            if settle is not None:
+                yield from self._in_one_trip(connection, dialect, key, change, taken, settle)
+            elif is_direct:
                 step_2 = self._step_2(dialect, plan, key, change)
                 with pipelining(connection, dialect.ready) as direct:
-                    yield from self._go_on(connection, direct, dialect, change, recorded, step_2)
+                    yield from self._go_on(connection, direct, dialect, change, _recorded(taken), step_2)
+            else:
+                yield from self._by_statements(connection, dialect, plan, key, change, _recorded(taken))
+
+    def _in_one_trip(
+        self,
+        connection: sa.Connection,
+        dialect: Dialect,
+        key: Any,
+        change: Change,
+        taken: Recorded | Unchanged | None,
+        settle: Compound,
+    ) -> Iterator[tuple[Any, Begun]]:
+        """Begin step 2 by a compound, where it is needed."""
+        compounds, recorded = Compounds(connection), _recorded(taken)
+        settle_alone = partial(self._settle_alone, connection, compounds, dialect)
+        if isinstance(taken, Unchanged) and not taken.pending:
+            yield compounds, Begun(None, Holding((), self._clients(taken.row)), settle_alone)
+        elif recorded is not None and recorded.skips_hold:
+            yield compounds, Begun(recorded, None, settle_alone)
+        else:
+            given = {"of_client_id": change.client_id, "of_key": key}
+            _, stamped, *found = compounds.send(settle, given)
+            records = self._ledger.records(dialect, stamped)
+            with self._holding(connection, dialect, change, records, found) as holding:
+                yield connection, Begun(recorded, holding, settle_alone)
+
+    def _by_statements(
+        self,
+        connection: sa.Connection,
+        dialect: Dialect,
+        plan: Plan,
+        key: Any,
+        change: Change,
+        recorded: Recorded | None,
+    ) -> Iterator[tuple[Any, Begun]]:
+        """Begin step 2 in another transaction, where it is needed."""
+        often = dialect.often(connection)
+        settle_alone = partial(self._settle_alone, connection, often, dialect)
+        if recorded is None and dialect.durable is not None:
+            connection.execute(dialect.durable)
+            connection.commit()
+        with dialect.again(connection):
+            if recorded is not None and recorded.skips_hold:
+                yield often, Begun(recorded, None, settle_alone)
                 return
-            lone: Any = Compounds(connection) if settle is not None else dialect.often(connection)
-            settle_alone = partial(self._settle_alone, connection, lone, dialect)
-            if isinstance(taken, Unchanged) and not taken.pending:
-                seen = Holding((), self._clients(taken.row))
-                yield lone, Begun(None, seen, settle_alone)
-                return
-            if recorded is None and dialect.durable is not None:
-                connection.execute(dialect.durable)
-                connection.commit()
-            given = {"of_client_id": client_id, "of_key": key}
-            with nullcontext() if settle is not None else dialect.again(connection):
-                if recorded is not None and recorded.alone and change.action is Action.HARD:
-                    yield lone, Begun(recorded, None, settle_alone)
-                    return
-                if settle is not None:
-                    _, stamped, *row = Compounds(connection).send(settle, given)
-                    records, found = self._ledger.records(dialect, stamped), list[Sequence[Any]](row)
-                else:
-                    records = self._ledger.settle(lone, dialect, [client_id], wait=True)
-                    found = [] if plan.row is None else [lone.execute(plan.row, {"of_key": key}).all()]
-                with self._holding(connection, dialect, change, records, found) as holding:
-                    yield connection, Begun(recorded, holding, settle_alone)
+            records = self._ledger.settle(often, dialect, [change.client_id], wait=True)
+            found = [] if plan.row is None else [often.execute(plan.row, {"of_key": key}).all()]
+            with self._holding(connection, dialect, change, records, found) as holding:
+                yield connection, Begun(recorded, holding, settle_alone)
 
     @contextmanager
     def pipelined(
@@ -148,7 +171,7 @@ class BothSteps:
                     yield direct, Begun(None, holding, settle_alone)
                 return
             begun = ()
-        elif recorded.alone and change.action is Action.HARD:
+        elif recorded.skips_hold:
             yield direct, Begun(recorded, None, settle_alone)
             return
         stamped, *found = begun or direct.send(BEGIN, *step_2)
@@ -215,6 +238,10 @@ class BothSteps:
 
     def _clients(self, found: Sequence[Any]) -> dict[str, Client]:
         return {client.id: client for client in map(self._rows.client, found)}
+
+
+def _recorded(taken: Recorded | Unchanged | None) -> Recorded | None:
+    return taken if isinstance(taken, Recorded) else None
 
 
 def _connection(transaction: Session | sa.Connection | Compounds) -> sa.Connection:

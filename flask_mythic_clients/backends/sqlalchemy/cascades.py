@@ -65,11 +65,10 @@ class Cascades:
 
     def of_objects(self, removed: Iterable[Any], client: Client) -> list[str]:
         """Return the other clients, as `table id`, among the objects that the ORM removed with this one."""
-        others = set()
-        for row in removed:
-            if row is not client.row:
-                others |= {_told(kind, kind.client(row).id) for kind in self._kinds() if kind.owns(row)}
-        return sorted(others)
+        others = [row for row in removed if row is not client.row]
+        kinds = self._kinds() if others else ()
+        told = {_told(kind, kind.client(row).id) for row in others for kind in kinds if kind.owns(row)}
+        return sorted(told)
 
     def _look(self, connection: sa.Connection) -> Sequence[_Cascade]:
         inspector = sa.inspect(connection)

@@ -13,7 +13,7 @@ from ...errors import ChangeRefusedError, ClientError
 from ...model import Action, Change, Client, Dependent, Fate, Preview
 from .cascades import raw
 from .dialects import Dialect, Verdict
-from .recorder import Plan
+from .recorder import UnitOfWork
 from .refusals import referring
 from .rows import ClientRows
 from .transactions import RefusedError
@@ -41,7 +41,7 @@ class _Referring:
 class Trial:
     """One change, tried."""
 
-    def __init__(self, rows: ClientRows, ledger: sa.Table, dialect: Dialect, plan: Plan) -> None:
+    def __init__(self, rows: ClientRows, ledger: sa.Table, dialect: Dialect, plan: UnitOfWork) -> None:
         self._rows = rows
         self._ledger = ledger
         self._dialect = dialect

@@ -82,8 +82,10 @@ class Plan(Protocol):
         """Open the transaction that it is taken in."""
         ...
 
-    def take(self, transaction: Any, key: Any, change: Change, entries: EntryRule) -> Recorded | None:
-        """Take the step for the row of that key; return None where there is nothing to change.
+    def take(
+        self, transaction: Any, key: Any, change: Change, entries: EntryRule
+    ) -> Recorded | Unchanged | None:
+        """Take the step for the row of that key; where nothing is to change, None, or what was seen then.
 
         Raises KeptError and TakenAlongError, to be rolled back, and UndecidedError.
         """
@@ -111,21 +113,26 @@ class Recorder:
 
     def plan(self, dialect: Dialect, change: Change, entries: EntryRule) -> Plan:
         """Return the plan for changes such as this one."""
+        if change.needs_a_look:
+            return self.general(dialect, change)
         plans = dialect.plans.setdefault(entries, {})
         kind = (self, change.action, change.only_if_inactive)
         if (plan := plans.get(kind)) is None:
             plan = plans[kind] = self._make(dialect, change, entries)
         return plan
 
-    def general(self, dialect: Dialect, change: Change) -> Plan:
+    def general(self, dialect: Dialect, change: Change) -> "UnitOfWork":
         """Return the plan that fits every change, and leaves the transaction open."""
-        return dialect.once((self, change.action), lambda: self._unit_of_work(dialect, change))
+        needs = (self._rows, self._ledger, dialect, change.action, self._before)
+        return dialect.once(
+            (self, change.action), lambda: UnitOfWork(*needs, self._sessions(), self.cascades_in(dialect))
+        )
 
     def plan_again(
         self, dialect: Dialect, change: Change, entries: EntryRule, undecided: UndecidedError
     ) -> Plan:
         """Return the plan that fits every change, for this one or for good."""
-        plan = self._unit_of_work(dialect, change)
+        plan = self.general(dialect, change)
         if undecided.for_good:
             dialect.plans[entries][self, change.action, change.only_if_inactive] = plan
         return plan
@@ -141,16 +148,12 @@ class Recorder:
             or self.has_more_to_do(change.action)
             or not all(rows.is_plain(name, dialect) for name in ("id", *entries.columns))
         ):
-            return self._unit_of_work(dialect, change)
+            return self.general(dialect, change)
         needs = (rows, self._ledger, dialect, change, entries, self.cascades_in(dialect))
         if dialect.one_statement:
             return OneStatement(*needs)
         two = _TwoStatements(*needs)
         return two if two.compound is None else InOneTrip(two)
-
-    def _unit_of_work(self, dialect: Dialect, change: Change) -> Plan:
-        needs = (self._rows, self._ledger, dialect, change.action)
-        return _UnitOfWork(*needs, self._before, self._sessions(), self.cascades_in(dialect))
 
     def cascades_in(self, dialect: Dialect) -> Cascades:
         """Return what is known of a database's foreign keys."""
@@ -350,13 +353,8 @@ class InOneTrip:
         key: Any,
         change: Change,
         entries: EntryRule,  # noqa: ARG002
-    ) -> Recorded | None:
-        """Fulfil `Plan.take`."""
-        taken = self.take_or_see(transaction, key, change)
-        return taken if isinstance(taken, Recorded) else None
-
-    def take_or_see(self, transaction: Compounds, key: Any, change: Change) -> Recorded | Unchanged | None:
-        """Do the same; where there is nothing to change, see if that is the end of it, if SQL can."""
+    ) -> Recorded | Unchanged | None:
+        """Fulfil `Plan.take`; what was seen it tells where SQL sees all that the rule for entries needs."""
         if self._statements.ask(transaction.connection):
             transaction.connection.rollback()  # a compound begins its own
         inserted, *undone = transaction.send(self._compound, {_KEY: key, **_given(change)})
@@ -370,7 +368,7 @@ class InOneTrip:
         return self._statements.told(inserted.one(), change)
 
 
-class _UnitOfWork:
+class UnitOfWork:
     """Lock and load the row, ask the host's rule, flush, and look."""
 
     row: sa.Select[Any] | None = None

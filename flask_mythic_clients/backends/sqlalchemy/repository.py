@@ -39,7 +39,16 @@ from .loose import Loose, check_ignored
 from .mixin import ClientMixin
 from .owners import chosen, owners
 from .preview import Trial
-from .recorder import Hook, KeptError, OneStatement, Recorder, TakenAlongError, check_hook
+from .recorder import (
+    Hook,
+    KeptError,
+    OneStatement,
+    Plan,
+    Recorder,
+    TakenAlongError,
+    Unchanged,
+    check_hook,
+)
 from .refusals import holding_back, refusal, taken_along, touched_by_the_orm
 from .rows import PAGE, ClientRows
 from .sessions import HostSession, sessions_of
@@ -86,7 +95,6 @@ class SQLAlchemyRepository:
         if model is None and isinstance(db, SQLAlchemy):
             model = type("Client", (ClientMixin, db.Model), {"__tablename__": "clients"})
         metadata = getattr(model, "metadata", sa.MetaData())
-        self._db = db
         self._engines, self._bind_key = engines_of(db, model, metadata)
         if model is None:
             raise ConfigurationError(
@@ -115,17 +123,21 @@ class SQLAlchemyRepository:
         if key is None:
             return None
         with self._refusals(change, transactions):
-            if change.needs_a_look:
-                plan = self._recorder.general(transactions.dialect, change)
-            else:
-                plan = self._recorder.plan(transactions.dialect, change, entries)
+            dialect = transactions.dialect
+            plan = self._recorder.plan(dialect, change, entries)
             try:
-                step = partial(plan.take, key=key, change=change, entries=entries)
-                return transactions.write(step, change.client_id, plan.begin)
+                taken = self._take(transactions, plan, key, change, entries)
             except UndecidedError as undecided:
-                plan = self._recorder.plan_again(transactions.dialect, change, entries, undecided)
-            step = partial(plan.take, key=key, change=change, entries=entries)
-            return transactions.write(step, change.client_id, plan.begin)
+                plan = self._recorder.plan_again(dialect, change, entries, undecided)
+                taken = self._take(transactions, plan, key, change, entries)
+            return taken if isinstance(taken, Recorded) else None
+
+    def _take(
+        self, transactions: Transactions, plan: Plan, key: Any, change: Change, entries: EntryRule
+    ) -> Recorded | Unchanged | None:
+        step = partial(plan.take, key=key, change=change, entries=entries)
+        taken: Recorded | Unchanged | None = transactions.write(step, change.client_id, plan.begin)
+        return taken
 
     @contextmanager
     def record_and_settle(self, change: Change, entries: EntryRule) -> Iterator[Begun | None]:
@@ -133,19 +145,20 @@ class SQLAlchemyRepository:
         transactions = self._transactions()
         dialect = transactions.dialect
         key = self._rows.key_of(change.client_id, dialect)
+        if key is None:
+            yield None
+            return
         plan = self._recorder.plan(dialect, change, entries)
         given: Any = {"plan": plan, "key": key, "change": change}
-        begin: Callable[..., Any] | None = None
         if isinstance(plan, OneStatement):
-            if is_direct := plan.is_direct(transactions.engine):
-                begin = partial(self._both_steps.pipelined, **given)
+            if not (is_direct := plan.is_direct(transactions.engine)):
+                yield None
+                return
+            begin: Callable[..., Any] = partial(self._both_steps.pipelined, **given)
         else:
             is_direct = dialect.is_direct(transactions.engine)
             given |= {"entries": entries, "refusals": transactions.refusals, "is_direct": is_direct}
             begin = partial(self._both_steps.in_turn, **given)
-        if key is None or begin is None or change.needs_a_look:
-            yield None
-            return
         with (
             self._refusals(change, transactions),
             transactions.at_once(begin, change.client_id, knows=not is_direct) as begun,
@@ -323,20 +336,30 @@ class SQLAlchemyRepository:
         return Bulk(*given, cascades, each_alone=each_alone or templates is None)
 
     def _transactions(self) -> Transactions:
+        engine = self._engine()
+        tables = (self._ledger.table, *self._rows.mapper.tables)
+        return Transactions(engine, self._dialects.get(engine) or self._meet(engine), tables)
+
+    def _engine(self) -> sa.Engine:
         try:
-            engine = self._engines()[self._bind_key]
+            return self._engines()[self._bind_key]
         except (KeyError, RuntimeError, sa.exc.UnboundExecutionError) as error:
             raise ConfigurationError(
                 f"db has no engine for {self.model.__name__} in this app: call its init_app, and configure "
                 f"the engine {self._bind_key or 'default'!r}."
             ) from error
-        tables = (self._ledger.table, *self._rows.mapper.tables)
-        return Transactions(engine, self._dialects.get(engine) or self._meet(engine), tables)
 
     def _kinds(self) -> list[ClientRows]:
         """Return the rows of all kinds of client in this database, this one's among them."""
-        of_db = (self._db, self._bind_key)
-        return [other._rows for other in set(_REPOSITORIES) if (other._db, other._bind_key) == of_db]
+        here = self._where()
+        return [other._rows for other in set(_REPOSITORIES) if other._where() == here]
+
+    def _where(self) -> str | None:
+        """Return where the database is: several objects may lead to it."""
+        try:
+            return address(self._engine())
+        except Exception:  # it is of another app, or the host's function fails: nobody is deleted there now
+            return None
 
     def _meet(self, engine: sa.Engine) -> Dialect:
         """Return the dialect of an engine not seen before.

@@ -64,7 +64,6 @@ class PostgreSQL(Dialect):
     one_statement = True
     skips_rows = True
     hides_rows = True
-    raises_at_commit = True
     uuid_is_text = True
     sorts_nulls = True
     began = sa.func.statement_timestamp()

@@ -6,7 +6,6 @@ from datetime import UTC, timedelta
 from enum import Enum, auto
 from operator import attrgetter, methodcaller
 from typing import Any, ClassVar, TypeAlias, TypeVar
-from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -83,8 +82,6 @@ class Dialect:
     """Whether a trigger can make a statement leave a row out, or put a row back, without an error."""
     hides_rows: ClassVar[bool] = False
     """Whether a policy can hide from a lock a row that a plain read finds."""
-    raises_at_commit: ClassVar[bool] = False
-    """Whether a trigger of the host's can raise what it likes at the commit."""
     defers_alone: ClassVar[bool] = False
     """Whether what is deferred to the commit cannot be asked for before."""
     uuid_is_text: ClassVar[bool] = False
@@ -124,7 +121,7 @@ class Dialect:
 
     def __init__(self, sqlalchemys: sa.Dialect) -> None:
         self.sqlalchemys = sqlalchemys
-        self.plans: WeakKeyDictionary[EntryRule, dict[Any, Any]] = WeakKeyDictionary()
+        self.plans: dict[EntryRule, dict[Any, Any]] = {}
         self.turns = Turns()
         self._made: dict[Any, Any] = {}
         self.ledgers: dict[str, str] = {}
