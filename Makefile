@@ -30,7 +30,7 @@ else
 endif
 
 QUICK = -m pytest $(SIDE_BY_SIDE) --quick -q -rfE tests/unit tests/contract tests/integration
-quick: check ## Lint, types, layers, and the tests on SQLite and in memory, in under a minute
+quick: check ## Lint, types, layers, and the tests on SQLite and in memory, in two minutes
 	$(VENV)/bin/python $(QUICK) $(ARGS)
 
 # Of the contract one status by each path: kinds of status are ours.

@@ -46,7 +46,7 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    **wire.NO_STORE,
+    "Cache-Control": "no-store",
 }
 
 
@@ -188,4 +188,4 @@ def _unauthorized(token_sent: bool) -> Response:
 
 
 def _answer(body: wire.Body) -> Response:
-    return Response(json.dumps(body), wire.code(body), wire.NO_STORE, mimetype="application/json")
+    return Response(json.dumps(body), wire.code(body), wire.HEADERS)

@@ -29,7 +29,7 @@ class Caller:
     def of(cls, verified: Any) -> "Caller | None":
         """Read what a `VerifyKey` has returned; None where that is malformed, for unsure means closed.
 
-        A right that there is not gives nothing.
+        An unknown right gives nothing.
         """
         is_pair = isinstance(verified, tuple) and len(verified) == 2
         name, may = verified if is_pair else (verified, EVERY_RIGHT)

@@ -208,7 +208,7 @@ def _add_status(group: AppGroup, kind: str, service: DeletionService) -> None:
     @as_json_option
     @click.pass_context
     def status_command(context: click.Context, prometheus: bool, as_json: bool) -> None:
-        """Tell how it stands; exit with 1 if something is pending, failed, overdue or away. For monitors."""
+        """Report the status; exit with 1 if something is pending, failed, overdue or away. For monitors."""
         with exit_codes():
             health = service.health()
         if prometheus:

@@ -45,7 +45,11 @@ class Settings:
             if not key.startswith(setting(kind, "")):
                 continue
             if key not in known:
-                raise ConfigurationError(f"{key} is no setting. The settings are {', '.join(known)}.")
+                of_another = key.endswith(tuple(f"_{name}".upper() for name in _READERS))
+                raise ConfigurationError(
+                    f"{key} is no setting. The settings are {', '.join(known)}."
+                    + f" The name of another kind must not begin with '{kind}_'." * of_another
+                )
             fields[known[key]] = _READERS[known[key]](key, value)
         return cls(**fields)
 

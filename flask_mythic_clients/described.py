@@ -196,7 +196,7 @@ ROUTES: Mapping[Route, Described] = {
     ),
     Route.STATUS: Described(
         id="get{}DeletionStatus",
-        summary="See how it stands",
+        summary="See the status of deletions",
         description="For monitors. Both stores are asked. A request in flight is pending for a moment.",
         done="Nothing is pending, has failed, is overdue or away.",
         bodies={"well": wire.status(Health(Backlog(), timedelta(seconds=42), None, None))},

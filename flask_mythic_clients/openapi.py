@@ -82,7 +82,7 @@ def _forbidden(kind: str, message: str) -> Schema:
 
 
 def _unavailable(told: Described) -> Schema:
-    """Return the 503 of how it stands: that, or the error of an app that is not set up."""
+    """Return the 503 of the status of deletions: that, or the error of an app that is not set up."""
     backlog = Backlog(pending=2, oldest=timedelta(minutes=7))
     not_well = wire.status(Health(backlog, timedelta(hours=1), None, None))
     error = _error(503, "", wire.MISCONFIGURED, _RETRY)

@@ -40,7 +40,7 @@ class PageAfter(Protocol):
 
 
 class Repair:
-    """A reconcile's, made when that begins."""
+    """Does again what the store may have lost; made when a reconcile begins."""
 
     def __init__(
         self, repository: ClientRepository, kv: KeyValueStore, kind: str, bring_in_line: BringInLine

@@ -33,15 +33,15 @@ def create_blueprint(
             # Not what another guard of the host's, which keeps it in the same place, knows as its user.
             caller = auth.current_user() if status != 401 else None
             _log(asked, caller.name if isinstance(caller, Caller) else None, body, error)
-        # Not `jsonify`: a host's JSON provider may sort the keys or change the format.
-        response = Response(json.dumps(body), status, wire.NO_STORE, mimetype="application/json")
+        headers = dict(wire.HEADERS)
         if challenge is not None:
-            response.headers["WWW-Authenticate"] = wire.challenge(kind, challenge)
+            headers["WWW-Authenticate"] = wire.challenge(kind, challenge)
         if status == 503:
-            response.headers["Retry-After"] = str(settings.retry_after)
+            headers["Retry-After"] = str(settings.retry_after)
         if asked.request_id is not None:
-            response.headers[wire.REQUEST_ID] = asked.request_id
-        return response
+            headers[wire.REQUEST_ID] = asked.request_id
+        # Not `jsonify`: a host's JSON provider may sort the keys or change the format.
+        return Response(json.dumps(body), status, headers)
 
     def unauthorized(token_sent: bool) -> Response:
         challenge = "invalid_token" if token_sent else ""
@@ -128,14 +128,14 @@ def preview_deletion(service: DeletionService, client_id: str, asked: Asked, act
 
 
 def show_status(service: DeletionService, _client_id: str, asked: Asked, actor: str) -> wire.Body:
-    """Tell how it stands, as the command `status` does."""
+    """Report the status of deletions, as the command `status` does."""
     health = service.health()
     if not health.ok:
         away = [cause for cause in (health.database_away, health.kv_away) if cause is not None]
         backlog = f"{health.backlog}" if health.backlog else None
         logs.tell(
             logging.ERROR,
-            "503: It does not stand well.",
+            "503: Something is pending, failed, overdue or away.",
             status=503,
             action=asked.action,
             actor=actor,

@@ -33,7 +33,8 @@ ROUTES: Mapping[Route, tuple[str, str]] = {
 
 REQUEST_ID = "X-Request-ID"
 """The header by which a caller names a request; the answer has it, too."""
-NO_STORE: Mapping[str, str] = {"Cache-Control": "no-store"}
+HEADERS: Mapping[str, str] = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+"""What every answer has."""
 UNAUTHORIZED = "Authentication required. Please provide a valid API token"
 DELETED = {hard: {"success": True, "deleted": True, "hard": hard} for hard in (False, True)}
 """Whether it was a hard delete → the body of the 200."""
@@ -63,7 +64,7 @@ def challenge(kind: str, error: str = "") -> str:
 
 
 def code(body: Body) -> int:
-    """Return an answer's status: an error has it in its body; that it does not stand well is a 503."""
+    """Return an answer's status: an error has it in its body; a bad status of deletions is a 503."""
     status: int = body.get("code", 200 if body.get("ok", True) else 503)
     return status
 
@@ -107,7 +108,7 @@ def preview(client_id: str, hard: bool, preview: Preview) -> Body:
 
 
 def status(health: Health) -> Body:
-    """Return the body that tells how it stands; what is not known, for a store is away, is None."""
+    """Return the body that tells the status of deletions; what is not known, for a store is away, is None."""
     backlog = health.backlog
     return {
         "ok": health.ok,

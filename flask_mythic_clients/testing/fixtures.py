@@ -14,7 +14,7 @@ from ..ports import ClientRepository
 
 _T = TypeVar("_T")
 
-# How long a test looks whether somebody waits. Far below the 5 s after which SQLite gives up waiting.
+# How long a test looks whether somebody waits. Far below the second after which SQLite gives up.
 _HOLD = 0.2
 # How long a test waits for what must come.
 _PATIENCE = 20

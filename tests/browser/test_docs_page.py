@@ -98,7 +98,7 @@ def test_the_right_key_deletes_and_restores(url: str, host: Host, open_page: Ope
     assert send(of(page, "Restore a client"), "200 OK") == {"success": True, "restored": True}
     assert all(row.status for row in host.rows())
     assert len(send(of(page, "Read what was done to a client"), "200 OK")["records"]) == 2
-    assert send(of(page, "See how it stands"), "200 OK")["ok"] is True
+    assert send(of(page, "See the status of deletions"), "200 OK")["ok"] is True
 
 
 def test_a_wrong_key_no_key_and_an_unknown_client_are_refused(
@@ -153,7 +153,7 @@ def test_the_code_and_the_preview_follow_what_is_typed(url: str, origin: str, op
         preview = route.locator("h4:text-is('Request preview') + pre").inner_text()
         assert preview.split("\n") == [f"DELETE {asked}", "Content-Type: application/json", ""]
     # The language is everywhere the one that was chosen.
-    assert "Net::HTTP::Get" in code(of(page, "See how it stands"))
+    assert "Net::HTTP::Get" in code(of(page, "See the status of deletions"))
 
 
 def test_without_a_clipboard_the_code_is_selected(url: str, open_page: OpenPage) -> None:
@@ -259,7 +259,7 @@ def test_it_is_for_everybody_on_every_screen(scheme: str, width: int, url: str, 
     send(of(page), "401 UNAUTHORIZED")
     page.get_by_label("Your key").fill(ADMIN_KEY)
     send(of(page, "Read what was done to a client"), "404 NOT FOUND")
-    send(of(page, "See how it stands"), "200 OK")
+    send(of(page, "See the status of deletions"), "200 OK")
     assert violations(page) == []
     for title in LANGUAGES.values():
         of(page).get_by_text(title, exact=True).click()

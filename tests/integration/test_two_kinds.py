@@ -188,6 +188,13 @@ class TestRefusedAtStartUp:
         with pytest.raises(ConfigurationError, match=r"^MYTHIC_ORGANIZATIONS_KV_KEY is no setting"):
             second.init_app(app)
 
+    def test_a_kind_whose_name_begins_with_anothers_and_the_error_tells_so(self) -> None:
+        app = Flask("host")
+        app.config.update(MYTHIC_CLIENTS_EU_KV_KEYS="eu:{id}")
+        told = "The name of another kind must not begin with 'clients_'."
+        with pytest.raises(ConfigurationError, match=f"^MYTHIC_CLIENTS_EU_KV_KEYS is no setting.*{told}$"):
+            MythicClients(app, repository=MemoryRepository(), kv=MemoryStore())
+
     @pytest.mark.parametrize("argument", ["entries", "verify_key"])
     def test_what_is_no_function(self, argument: str) -> None:
         options: Any = {argument: "client:{id}"}
