@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from .errors import WrongEntriesError
 from .model import Client, SoftDeleteEntries
 from .templates import Template
 
@@ -41,10 +42,33 @@ def as_bytes(value: Value) -> bytes:
     """Return a value as a key-value store gives it back; raises TypeError for what none takes."""
     if isinstance(value, bytes):
         return value
-    # A number is no Value, and Redis takes it all the same.
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if not _is_value(value):
         raise TypeError(type(value).__name__)
     return f"{value}".encode()
+
+
+def _is_value(value: object) -> bool:
+    # A number is no Value, and Redis takes it all the same.
+    return isinstance(value, (str, bytes, int, float)) and not isinstance(value, bool)
+
+
+def _checked(entries: Any, by: str) -> Entries:
+    """Return what the app's code has returned; raises WrongEntriesError, which tells types alone."""
+    if not isinstance(entries, Mapping):
+        raise WrongEntriesError(
+            f"{by} returned {type(entries).__name__} for a client's entries: return a dict of each key and "
+            "its value, or None where the value is not known."
+        )
+    for key, value in entries.items():
+        if not isinstance(key, str):
+            raise WrongEntriesError(f"{by} returned {type(key).__name__} as an entry's key: return str.")
+        if value is not None and not _is_value(value):
+            raise WrongEntriesError(
+                f"{by} returned {type(value).__name__} as an entry's value: return str or bytes, such as "
+                "json.dumps makes."
+            )
+    checked: Entries = entries
+    return checked
 
 
 class EntryFunction:
@@ -55,7 +79,7 @@ class EntryFunction:
 
     def __call__(self, client: Client, /) -> Entries:
         """Fulfil `EntryRule`."""
-        return self._entries(client.row)
+        return _checked(self._entries(client.row), "entries=")
 
 
 class KeyTemplates:
@@ -73,7 +97,10 @@ class KeyTemplates:
     def __call__(self, client: Client, /) -> Entries:
         """Fulfil `EntryRule`; a row that has `entry_values` knows the values."""
         # Not by `isinstance`, which looks a Protocol's methods up each time.
-        values = client.row.entry_values() if hasattr(client.row, "entry_values") else {}
+        values: Entries = {}
+        if hasattr(client.row, "entry_values"):
+            by = f"{type(client.row).__name__}.entry_values"
+            values = _checked(client.row.entry_values(), by)
         return {key: values.get(key) for key in self.keys(client)}
 
     def keys(self, client: Client) -> list[str]:

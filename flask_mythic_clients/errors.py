@@ -39,6 +39,10 @@ class ConfigurationError(MythicClientsError):
     """The configuration is wrong."""
 
 
+class WrongEntriesError(ConfigurationError):
+    """What the app's code returned as a client's entries cannot be entries."""
+
+
 class ClientError(MythicClientsError):
     """A refusal that concerns one client."""
 
@@ -145,5 +149,7 @@ class ForeignError(Exception):
     def told(cls, error: BaseException, *details: object) -> "ForeignError":
         """Tell an error by its class, and by details that are known to hold no value of a client."""
         kind = type(error)
+        if isinstance(error, WrongEntriesError):
+            details = (*details, error)
         shown = [f"{kind.__module__}.{kind.__qualname__}", *filter(None, map(str, details))]
         return cls(" ".join(shown), kind).with_traceback(error.__traceback__)

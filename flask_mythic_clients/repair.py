@@ -13,7 +13,14 @@ from functools import partial
 from hashlib import sha256
 from typing import Protocol
 
-from .errors import BusyError, EntriesRefusedError, ForeignError, KeyValueStoreError, MythicClientsError
+from .errors import (
+    BusyError,
+    EntriesRefusedError,
+    ForeignError,
+    KeyValueStoreError,
+    MythicClientsError,
+    WrongEntriesError,
+)
 from .model import DeletionRecord, Holding, Mark
 from .ports import ClientRepository, KeyValueStore, RememberingStore, Run
 
@@ -152,9 +159,9 @@ class Repair:
         except EntriesRefusedError as error:
             self._leave(error.client_ids or client_ids, error.__cause__ or error)
             return held, True  # the run itself keeps the mark of who refused
-        except MythicClientsError:
-            raise
         except Exception as error:  # the host's rule for entries failed: find out for whom, finish the others
+            if isinstance(error, MythicClientsError) and not isinstance(error, WrongEntriesError):
+                raise
             if len(client_ids) == 1:
                 self._leave(client_ids, ForeignError.told(error))
                 return held, False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from .errors import BusyError, EntriesRefusedError, ForeignError, MythicClientsError
+from .errors import BusyError, EntriesRefusedError, ForeignError, MythicClientsError, WrongEntriesError
 from .model import Holding
 from .ports import DeletionSteps
 from .repair import PageAfter, pages
@@ -63,9 +63,9 @@ class Sweep:
             swept = self._leave(refused, error.__cause__ or error)
             others = [client_id for client_id in client_ids if client_id not in refused]
             return swept + self.take(step, others) if others else swept
-        except MythicClientsError:
-            raise
         except Exception as error:  # the host's rule for entries failed: find out for whom, finish the others
+            if isinstance(error, MythicClientsError) and not isinstance(error, WrongEntriesError):
+                raise
             if len(client_ids) > 1:
                 half = len(client_ids) // 2
                 return self.take(step, client_ids[:half]) + self.take(step, client_ids[half:])

@@ -1,6 +1,7 @@
 """Which entries a client owns: by a rule of the host's, or by templates."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,11 +10,11 @@ import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from flask_mythic_clients import ConfigurationError
+from flask_mythic_clients import ConfigurationError, wire
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin
 
-from ..hosts import Gate, Host, KeyValue, make_host, mounting
+from ..hosts import Gate, Host, KeyValue, client_model, contents, make_host, mounting
 
 
 @pytest.fixture
@@ -170,3 +171,66 @@ class TestTemplates:
                 config={"MYTHIC_CLIENTS_KV_KEYS": ["client:{id}"]},
                 entries=lambda row: {},
             )
+
+
+WRONG: dict[str, Callable[[str], Any]] = {
+    "a text": lambda key: key,
+    "a list": lambda key: [key],
+    "an iterator": lambda key: iter([(key, None)]),
+    "nothing": lambda _: None,
+    "a key that is a number": lambda _: {7: None},
+    "a key of bytes": lambda key: {key.encode(): None},
+    "a value that is a dict": lambda key: {key: {"on": True}},
+    "a value that is a truth": lambda key: {key: True},
+}
+
+
+@pytest.mark.parametrize("returned", WRONG)
+class TestWhatCannotBeEntries:
+    @pytest.mark.parametrize("flag", ["", "?hard=true"])
+    def test_by_a_rule_it_is_refused_before_anything_is_changed(
+        self, database_url: str, kv: KeyValue, returned: str, flag: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with mounting(database_url, kv.store) as mount:
+            host = mount(entries=lambda row: WRONG[returned](f"client:{row.id}"))
+            host.add(id="acme")
+            for key in ("client:acme", "c"):
+                kv.raw.set(key, "kept")
+            before = contents(host, kv.raw, "client:acme", "c")
+            answer = host.delete(f"acme{flag}")
+            assert (answer.status_code, answer.json["message"]) == (503, wire.MISCONFIGURED)
+            assert "entries= returned " in caplog.text
+            assert "acme" not in "".join(re.findall(r"entries= returned .*?\.", caplog.text))
+            assert contents(host, kv.raw, "client:acme", "c") == before
+            with host.flask.app_context():
+                assert "entries= returned " in f"{host.clients.service.check()}"
+
+    def test_by_the_row_it_leaves_that_client_pending_and_no_other(
+        self, database_url: str, kv: KeyValue, returned: str
+    ) -> None:
+        def values(row: Any) -> Any:
+            key = f"client:{row.id}"
+            return WRONG[returned](key) if row.id in broken else {key: f"{row.status}"}
+
+        db, broken = SQLAlchemy(), {"acme"}
+        gate = Gate(kv.store)
+        with mounting(database_url, gate) as mount:
+            host = mount(db=db, model=client_model(db, entry_values=values))
+            for id in ("acme", "other"):
+                host.add(id=id)
+                kv.raw.set(f"client:{id}", "True")
+            answer = host.delete("acme")
+            assert (answer.status_code, answer.json["message"]) == (503, wire.MISCONFIGURED)
+            gate.closed = True
+            assert host.delete("other").status_code == 503
+            gate.closed = False
+            with host.flask.app_context():
+                service = host.clients.service
+                done = service.reconcile()
+                assert (done.settled, done.failed) == (1, 1)
+                (failed,) = service.failed()
+                assert "entry_values returned " in f"{failed.last_error}"
+                assert kv.raw.get("client:other") in ("False", b"False")
+                broken.clear()
+                assert service.reconcile().failed == 0
+            assert kv.raw.get("client:acme") in ("False", b"False")
