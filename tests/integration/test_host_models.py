@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,8 +13,48 @@ from sqlalchemy.orm import Mapped, mapped_column
 from flask_mythic_clients import ConfigurationError
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
+from flask_mythic_clients.model import Result
 
 from ..hosts import Host, client_model
+
+
+class _BytesOfUuid(sa.TypeDecorator[uuid.UUID]):
+    """Takes a UUID alone, as a well-known recipe does."""
+
+    impl = sa.LargeBinary(16)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value.bytes
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else uuid.UUID(bytes=bytes(value))
+
+    def load_dialect_impl(self, dialect: Any) -> Any:
+        """MariaDB makes no key of what has no length."""
+        type_ = sa.LargeBinary(16) if dialect.name in ("sqlite", "postgresql") else sa.BINARY(16)
+        return dialect.type_descriptor(type_)
+
+    @staticmethod
+    def of(number: int) -> uuid.UUID:
+        return uuid.UUID(int=number)
+
+
+class _NumberBehindPrefix(sa.TypeDecorator[str]):
+    """Writes 7 as `acc-7`, and fails in ways of its own for what is not written so."""
+
+    impl = sa.Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else int(value.split("-")[1])
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else f"acc-{value}"
+
+    @staticmethod
+    def of(number: int) -> str:
+        return f"acc-{number}"
 
 
 class TestNames:
@@ -117,6 +158,42 @@ class TestIds:
         host.add(id=id)
         assert host.delete(f"{id}").status_code == 200
         assert host.delete(f"{id}?hard=true").status_code == 200
+
+    @pytest.mark.parametrize(
+        "type_",
+        [sa.Enum("a", "b", name="ids"), sa.LargeBinary(16), sa.Numeric(), sa.Float(), sa.Date()],
+        ids=str,
+    )
+    def test_a_type_that_makes_no_id_is_refused_at_start(self, type_: Any) -> None:
+        db = SQLAlchemy()
+        model = client_model(db, id=mapped_column(type_, primary_key=True))
+        with pytest.raises(
+            ConfigurationError, match=r"^Client\.id is a \w+, which is no id: .*TypeDecorator"
+        ):
+            SQLAlchemyRepository(db, model)
+
+    @pytest.mark.parametrize("type_", [_BytesOfUuid, _NumberBehindPrefix], ids=["bytes", "prefix"])
+    def test_a_type_of_the_hosts_is_asked_by_what_it_takes(
+        self, mount: Callable[..., Host], store: MemoryStore, type_: Any
+    ) -> None:
+        db = SQLAlchemy()
+        columns = {"id": mapped_column(type_, primary_key=True), "entry_values": lambda _: {}}
+        host = mount(db=db, model=client_model(db, **columns))
+        soft, hard = type_.of(1), type_.of(2)
+        for value in (soft, hard):
+            host.add(id=value)
+            store.set(f"client:{value}", "cached")
+        for path in ("nobody", "acc-x", f"{uuid.uuid4()}", f"{uuid.uuid4()}".upper()):
+            for flag in ("", "?hard=true"):
+                assert host.delete(f"{path}{flag}").status_code == 404
+        assert host.delete(f"{soft}").status_code == 200
+        assert host.delete(f"{hard}?hard=true").status_code == 200
+        assert {f"{row.id}": row.status for row in host.rows()} == {f"{soft}": False}
+        assert (store.get(f"client:{soft}"), store.get(f"client:{hard}")) == ("cached", None)
+        with host.flask.app_context():
+            purged = host.clients.service.purge(older_than=timedelta(0), actor="tests")
+            assert [outcome.result for outcome in purged] == [Result.DONE]
+        assert host.rows() == []
 
     def test_an_id_that_the_hosts_own_type_refuses_is_no_clients(self, mount: Callable[..., Host]) -> None:
         class Slug(sa.TypeDecorator[str]):

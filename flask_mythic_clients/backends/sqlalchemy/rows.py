@@ -1,7 +1,8 @@
 """The clients' rows: the host's model, whatever its columns are called."""
 
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import reduce
 from itertools import zip_longest
 from operator import add
@@ -23,6 +24,10 @@ _PLAIN_TYPES = {
     *(sa.String, sa.Text, sa.Unicode, sa.UnicodeText, sa.VARCHAR, sa.TEXT),
     *(sa.Integer, sa.BigInteger, sa.SmallInteger, sa.INTEGER, sa.BIGINT, sa.SMALLINT),
 }
+_NO_IDS = (
+    *(sa.Enum, sa.LargeBinary, sa.BINARY, sa.VARBINARY, sa.Numeric, sa.Float, sa.Boolean),
+    *(sa.Date, sa.DateTime, sa.Time, sa.Interval, sa.JSON, sa.ARRAY),
+)
 
 
 def _mapper(model: type[Any]) -> Mapper[Any]:
@@ -41,11 +46,9 @@ def _is_unique(column: sa.Column[Any]) -> bool:
 
 
 def _value(type_: Any, text: str, dialect: Dialect) -> Any:
+    if isinstance(type_, sa.TypeDecorator):
+        return _value_of_the_hosts(type_.bind_processor(dialect.sqlalchemys), text)
     try:
-        if isinstance(type_, sa.TypeDecorator):
-            if process := type_.bind_processor(dialect.sqlalchemys):
-                process(text)  # a host's own type may refuse it
-            return text
         if isinstance(type_, sa.Uuid):
             key: Any = uuid.UUID(text)
             return (key if type_.as_uuid else text) if str(key) == text else None
@@ -55,6 +58,22 @@ def _value(type_: Any, text: str, dialect: Dialect) -> Any:
     except (ValueError, TypeError):
         return None
     return text
+
+
+def _value_of_the_hosts(process: Callable[[Any], Any] | None, text: str) -> Any:
+    """Return what a type of the host's takes for the text: that, or the UUID that is written so; or None."""
+    values: list[Any] = [text]
+    with suppress(ValueError):
+        values += [key] if str(key := uuid.UUID(text)) == text else []
+    return next((value for value in values if process is None or _takes(process, value)), None)
+
+
+def _takes(process: Callable[[Any], Any], value: Any) -> bool:
+    try:
+        process(value)
+    except Exception:  # it is the host's code that refuses it
+        return False
+    return True
 
 
 def _is_found_by(column: Any) -> bool:
@@ -78,6 +97,11 @@ class ClientRows:
         if not _is_unique(self.id):
             raise ConfigurationError(
                 f"{model.__name__}.{id} is neither the primary key nor unique, but one id must name one row."
+            )
+        if isinstance(self.id.type, _NO_IDS):
+            raise ConfigurationError(
+                f"{model.__name__}.{id} is a {type(self.id.type).__name__}, which is no id: that is a text, "
+                "a whole number or a UUID, or a TypeDecorator of yours whose values `str` writes in one way."
             )
         # Any whole number may be asked for, also one that the column cannot hold.
         self.key_type = sa.BigInteger() if isinstance(self.id.type, sa.Integer) else self.id.type
