@@ -52,6 +52,15 @@ def _is_value(value: object) -> bool:
     return isinstance(value, (str, bytes, int, float)) and not isinstance(value, bool)
 
 
+def _is_encodable(text: object) -> bool:
+    if isinstance(text, str) and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return False
+    return True
+
+
 def _checked(entries: Any, by: str) -> Entries:
     """Return what the app's code has returned; raises WrongEntriesError, which tells types alone."""
     if not isinstance(entries, Mapping):
@@ -67,6 +76,8 @@ def _checked(entries: Any, by: str) -> Entries:
                 f"{by} returned {type(value).__name__} as an entry's value: return str or bytes, such as "
                 "json.dumps makes."
             )
+        if not all(map(_is_encodable, (key, value))):
+            raise WrongEntriesError(f"{by} returned a text with half a character, which UTF-8 cannot encode.")
     checked: Entries = entries
     return checked
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, deferred, mapped_column, registry
 
 from flask_mythic_clients import ConfigurationError
 from flask_mythic_clients.backends.memory import MemoryStore
@@ -259,3 +259,31 @@ class TestBinds:
             names = {bind: sa.inspect(engine).get_table_names() for bind, engine in db.engines.items()}
         assert names == {None: [], "tenants": ["client", "client_deletions"]}
         assert [record.action for record in host.records("acme")] == ["hard"]
+
+
+def test_what_is_mapped_imperatively_has_its_ledger_beside_its_table(mount: Callable[..., Host]) -> None:
+    db = SQLAlchemy()
+    columns = (sa.Column("id", sa.String(40), primary_key=True), sa.Column("status", sa.Boolean))
+    model = type("Client", (), {})
+    registry().map_imperatively(model, sa.Table("clients", db.metadata, *columns))
+    host = mount(db=db, model=model)
+    with host.flask.app_context(), host.db.engine.begin() as connection:
+        connection.execute(sa.insert(db.metadata.tables["clients"]).values(id="acme", status=True))
+    with host.flask.app_context():
+        assert "client_deletions" not in f"{host.clients.service.check()}"
+    assert host.delete("acme").status_code == 200
+    assert host.delete("acme?hard=true").status_code == 200
+    assert host.rows() == []
+
+
+def test_a_column_that_may_not_be_loaded_later_stops_no_preview(mount: Callable[..., Host]) -> None:
+    db = SQLAlchemy()
+    large = deferred(mapped_column(sa.Text(), nullable=True), raiseload=True)
+    host = mount(db=db, model=client_model(db, large=large))
+    host.add(id="acme", large="x")
+    for hard in (False, True):
+        with host.flask.app_context():
+            preview = host.clients.service.preview("acme", hard=hard)
+        assert preview.refused is None
+        assert preview.columns.keys() == {"id", "name", "status"}
+    assert host.delete("acme?hard=true").status_code == 200

@@ -234,3 +234,41 @@ class TestADatabaseThatIsOutdated:
     def test_any_other_outage_does_not_send_for_migrations(self, scene: Scene) -> None:
         scene.tap.store = AWAY
         assert "migrate" not in json.loads(scene.host.delete("acme").data)["message"]
+
+
+READ_ONLY = {
+    "sqlite": "PRAGMA query_only = ON",
+    "postgresql": "SET default_transaction_read_only = on",
+    "mariadb": "SET SESSION TRANSACTION READ ONLY",
+}
+
+
+def test_a_database_that_is_read_only_as_after_a_failover_is_an_outage(
+    database_url: str, empty_kv: Callable[[str], KeyValue]
+) -> None:
+    """It is no refusal, which says that nothing has changed: something may be pending."""
+    with make_scene(database_url, empty_kv("either")) as scene:
+        scene.add()
+        scene.tap.store, store = AWAY, scene.tap.store
+        assert scene.host.delete("acme?hard=true").status_code == 503
+        scene.tap.store = store
+        with scene.host.flask.app_context():
+            engine = scene.host.db.engine
+        statement = READ_ONLY[engine.dialect.name]
+
+        @sa.event.listens_for(engine, "connect")
+        def make_read_only(driver: Any, _: Any) -> None:
+            cursor = driver.cursor()
+            cursor.execute(statement)
+            cursor.close()
+            if engine.dialect.name == "postgresql":
+                driver.commit()
+
+        engine.dispose()
+        for path in ("acme", "acme?hard=true"):
+            answer = scene.host.delete(path)
+            assert answer.status_code == 503
+            assert "did not answer or did not confirm" in answer.json["message"]
+        sa.event.remove(engine, "connect", make_read_only)
+        engine.dispose()
+        assert scene.host.delete("acme?hard=true").status_code == 200

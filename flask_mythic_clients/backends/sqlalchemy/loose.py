@@ -11,7 +11,7 @@ from sqlalchemy.orm import RelationshipDirection, Session
 from ...errors import ConfigurationError
 from ...model import Finding
 from .dialects import Dialect
-from .rows import ClientRows
+from .rows import ClientRows, metadata_of
 
 _LEDGERS = {"client_id", "kv_keys", "requested_at", "settled_at"}  # of whichever kind of client, and app
 
@@ -86,7 +86,7 @@ class Loose:
         names, looked_after = self._names(kind), set(self._looked_after())
         own = {(column.table.name, column.name) for column in self._keys()}
         clients = {table.name for table in self._rows.mapper.tables}
-        schemas = {table.schema for table in self._rows.model.metadata.tables.values()}
+        schemas = {table.schema for table in metadata_of(self._rows.model).tables.values()}
         schemas = {None if schema == default else schema for schema in {*schemas, self._rows.id.table.schema}}
         for schema in sorted(schemas, key=str):
             keys: Any = inspector.get_multi_foreign_keys(schema=schema)
@@ -144,7 +144,7 @@ class Loose:
         """Return column → table for the foreign keys that the models have to a client."""
         clients = {table.fullname for table in self._rows.mapper.tables}
         found = {}
-        for table in self._rows.model.metadata.tables.values():
+        for table in metadata_of(self._rows.model).tables.values():
             for key in table.foreign_keys:
                 if (to := key.target_fullname.rpartition(".")[0]) in clients:
                     found[f"{table}.{key.parent.name}"] = to

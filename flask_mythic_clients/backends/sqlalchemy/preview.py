@@ -58,7 +58,9 @@ class Trial:
         client = rows.read(session, [change.client_id], self._dialect).get(change.client_id)
         if client is None:
             return None
-        names = rows.mapper.columns.keys()
+        # Not those that are loaded when they are asked for: their model may forbid it.
+        unloaded = sa.inspect(client.row).unloaded
+        names = [name for name in rows.mapper.columns.keys() if name not in unloaded]  # noqa: SIM118
         columns = {name: getattr(client.row, name) for name in names}
         referring_rows = list(self._referring(connection, client))
         before = tuple(self._dependent(each, Fate.KEPT) for each in referring_rows)

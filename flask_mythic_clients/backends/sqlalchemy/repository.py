@@ -50,7 +50,7 @@ from .recorder import (
     check_hook,
 )
 from .refusals import holding_back, refusal, taken_along, touched_by_the_orm
-from .rows import PAGE, ClientRows
+from .rows import PAGE, ClientRows, metadata_of
 from .sessions import HostSession, sessions_of
 from .status import Status
 from .transactions import RefusedError, Transactions, UndecidedError
@@ -94,7 +94,7 @@ class SQLAlchemyRepository:
     ) -> None:
         if model is None and isinstance(db, SQLAlchemy):
             model = type("Client", (ClientMixin, db.Model), {"__tablename__": "clients"})
-        metadata = getattr(model, "metadata", sa.MetaData())
+        metadata = metadata_of(model)
         self._engines, self._bind_key = engines_of(db, model, metadata)
         if model is None:
             raise ConfigurationError(

@@ -37,6 +37,13 @@ def _mapper(model: type[Any]) -> Mapper[Any]:
     return mapper
 
 
+def metadata_of(model: Any) -> sa.MetaData:
+    """Return the metadata of a model's table: one that is mapped imperatively has none of its own."""
+    table = getattr(sa.inspect(model, raiseerr=False), "local_table", None)
+    metadata = getattr(table, "metadata", None) or getattr(model, "metadata", None)
+    return metadata if isinstance(metadata, sa.MetaData) else sa.MetaData()
+
+
 def _is_unique(column: sa.Column[Any]) -> bool:
     table: Any = column.table
     sets = [table.primary_key.columns]

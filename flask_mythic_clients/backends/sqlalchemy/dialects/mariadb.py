@@ -50,13 +50,14 @@ class MariaDB(Dialect):
         # Nobody is let in, too many connections, shutting down, killed, no memory, no disk.
         **dict.fromkeys((1045, 1049, 1129, 1130, 1698, 1040, 1053, 1317, 1927), Verdict.AWAY),
         **dict.fromkeys((1037, 1038, 1041, 1021, 1114), Verdict.AWAY),
+        **dict.fromkeys((1290, 1792, 1836), Verdict.AWAY),  # read-only, as what others have replaced
         4025: Verdict.CONSTRAINT,  # a CHECK; an operational error to its drivers
         # SIGNAL; a trigger that writes to its own table; values that a trigger has spoilt.
         **dict.fromkeys(
             (1644, 1442, 1264, 1265, 1366, 1406, 1690, 1364, 1365, 1292, 1242, 1643), Verdict.REFUSED
         ),
         # CHECK OPTION; no privilege, on a table, a column or at all; a table, or a view, that is read alone.
-        **dict.fromkeys((1369, 1142, 1143, 1044, 1227, 1036, 1290, 1288), Verdict.REFUSED),
+        **dict.fromkeys((1369, 1142, 1143, 1044, 1227, 1036, 1288), Verdict.REFUSED),
     }
 
     @contextmanager

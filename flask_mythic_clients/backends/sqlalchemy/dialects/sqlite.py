@@ -46,7 +46,7 @@ class SQLite(Dialect):
     )
     verdicts: ClassVar = {
         **dict.fromkeys(("SQLITE_BUSY", "SQLITE_LOCKED"), Verdict.BUSY),
-        **dict.fromkeys(("SQLITE_IOERR", "SQLITE_FULL", "SQLITE_CANTOPEN"), Verdict.AWAY),
+        **dict.fromkeys(("SQLITE_IOERR", "SQLITE_FULL", "SQLITE_CANTOPEN", "SQLITE_READONLY"), Verdict.AWAY),
         "SQLITE_CONSTRAINT_TRIGGER": Verdict.REFUSED,
     }
 
