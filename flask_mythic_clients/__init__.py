@@ -11,6 +11,7 @@ from .errors import (
     DatabaseRefusedError,
     EntriesRefusedError,
     HardDeleteForbiddenError,
+    InvalidActorError,
     InvalidClientIdError,
     InvalidReasonError,
     InvalidRequestIdError,
@@ -20,6 +21,7 @@ from .errors import (
     OtherClientsError,
     RepositoryError,
     StoreError,
+    WrongEntriesError,
 )
 from .extension import MythicClients
 from .model import DeletionRecord
@@ -38,6 +40,7 @@ __all__ = [
     "DeletionRecord",
     "EntriesRefusedError",
     "HardDeleteForbiddenError",
+    "InvalidActorError",
     "InvalidClientIdError",
     "InvalidReasonError",
     "InvalidRequestIdError",
@@ -48,6 +51,7 @@ __all__ = [
     "OtherClientsError",
     "RepositoryError",
     "StoreError",
+    "WrongEntriesError",
     "client_hard_deleted",
     "client_restored",
     "client_soft_deleted",

@@ -6,19 +6,24 @@ Data goes to stdout, messages to stderr. Exit codes: 0 done · 1 refused, or som
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import IO, Any
+from uuid import uuid4
 
 import click
+from flask import current_app
 from flask.cli import AppGroup
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RoutingException
 
 from .auth import create_key, digest
 from .cli_many import add_many, delete_each
 from .config import check_name, check_rights, commands, setting
 from .errors import ConfigurationError, MythicClientsError
 from .exposition import exposition
-from .model import Action, DeletionRecord, Health, SoftDeleteEntries
+from .model import Action, DeletionRecord, Finding, Health, SoftDeleteEntries
 from .options import (
     REFUSED,
     Duration,
@@ -55,7 +60,7 @@ def create_group(kind: str, service: DeletionService) -> AppGroup:
     add_many(group, service)
     _add_reconcile(group, service)
     _add_status(group, kind, service)
-    _add_check(group, service)
+    _add_check(group, kind, service)
     _add_reading(group, service)
     return group
 
@@ -224,7 +229,27 @@ def _add_status(group: AppGroup, kind: str, service: DeletionService) -> None:
         context.exit(0 if health.ok else REFUSED)
 
 
-def _add_check(group: AppGroup, service: DeletionService) -> None:
+def _covered(kind: str) -> Iterator[Finding]:
+    """Yield routes of ours that another one of the app answers in place of, for some ids."""
+    routes = current_app.url_map.bind("localhost")
+    for rule in current_app.url_map.iter_rules():
+        if not rule.endpoint.startswith(f"mythic_{kind}.") or rule.methods is None:
+            continue
+        method = min(rule.methods - {"OPTIONS", "HEAD"})
+        for client_id in ("7", "acme", f"{uuid4()}"):
+            path = rule.rule.replace("<client_id>", client_id)
+            with suppress(HTTPException, RoutingException):
+                endpoint, _ = routes.match(path, method=method)
+                if endpoint != rule.endpoint:
+                    yield Finding(
+                        f"{method} {rule}",
+                        f"{endpoint} of your app answers {path} in its place.",
+                        "Remove that route, or mount this package under a url_prefix of its own.",
+                    )
+                    break
+
+
+def _add_check(group: AppGroup, kind: str, service: DeletionService) -> None:
     @group.command("check")
     @as_json_option
     @click.pass_context
@@ -234,7 +259,7 @@ def _add_check(group: AppGroup, service: DeletionService) -> None:
         To be run at deployment. It asks both stores, and changes nothing.
         """
         with exit_codes():
-            found = service.check()
+            found = [*service.check(), *_covered(kind)]
         if as_json:
             print_json([dataclasses.asdict(finding) for finding in found])
         for finding in () if as_json else found:

@@ -4,7 +4,9 @@
 
     MythicClientsError
     ├── ConfigurationError            refused at start-up; the message names the key and the fix
+    │   └── WrongEntriesError             what the app's code returned as a client's entries is none
     ├── InvalidClientIdError          the id can be no client's
+    ├── InvalidActorError             the name of who asks is no text that the ledger takes
     ├── InvalidReasonError            the reason is no text that the ledger takes
     ├── InvalidRequestIdError         nor is the request's id
     ├── ClientNotFoundError           no such client, and nothing pending for it
@@ -53,6 +55,10 @@ class ClientError(MythicClientsError):
 
 class InvalidClientIdError(ClientError):
     """A client id is a text of 1 to 255 characters, each a letter a-z or A-Z, a digit, '_' or '-'."""
+
+
+class InvalidActorError(ClientError):
+    """An actor's name is a text of 1 to 500 characters, none of them a control character."""
 
 
 class InvalidReasonError(ClientError):

@@ -8,7 +8,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any
 
-from .errors import InvalidClientIdError, InvalidReasonError, InvalidRequestIdError
+from .errors import InvalidActorError, InvalidClientIdError, InvalidReasonError, InvalidRequestIdError
 
 CLIENT_ID = re.compile(r"[a-zA-Z0-9_-]{1,255}")
 
@@ -35,9 +35,14 @@ def is_request_id(text: object) -> bool:
     return isinstance(text, str) and 0 < len(text) <= 128 and text.isascii() and text.isprintable()
 
 
-def check_reason(client_id: str, reason: str) -> None:
-    """Refuse a reason that the ledger does not take; raises InvalidReasonError."""
-    if not is_text(reason):
+def check_caller(client_id: str, actor: object, reason: object) -> None:
+    """Refuse who asks, and why, if the ledger does not take it; raises InvalidActorError, InvalidReasonError.
+
+    A reason may be None.
+    """
+    if not is_text(actor):
+        raise InvalidActorError(client_id)
+    if reason is not None and not is_text(reason):
         raise InvalidReasonError(client_id)
 
 
@@ -91,11 +96,10 @@ class Change:
     def check(self) -> None:
         """Refuse what the ledger does not take.
 
-        Raises InvalidClientIdError, InvalidReasonError, InvalidRequestIdError.
+        Raises InvalidClientIdError, InvalidActorError, InvalidReasonError, InvalidRequestIdError.
         """
         check_client_id(self.client_id)
-        if self.reason is not None:
-            check_reason(self.client_id, self.reason)
+        check_caller(self.client_id, self.actor, self.reason)
         if self.request_id is not None and not is_request_id(self.request_id):
             raise InvalidRequestIdError(self.client_id)
 

@@ -42,8 +42,8 @@ from .model import (
     Result,
     Shown,
     SoftDeleteEntries,
+    check_caller,
     check_client_id,
-    check_reason,
 )
 from .ports import (
     Archive,
@@ -103,8 +103,8 @@ class DeletionService:
 
         A client that already is deleted is success, and its entries are written again. The ledger keeps who
         did it, the reason, and the id of the request; what was done before is not recorded again, nor is
-        another reason for it. Raises InvalidClientIdError, InvalidReasonError, InvalidRequestIdError,
-        ClientNotFoundError, ChangeRefusedError, StoreError.
+        another reason for it. Raises InvalidClientIdError, InvalidActorError, InvalidReasonError,
+        InvalidRequestIdError, ClientNotFoundError, ChangeRefusedError, StoreError.
         """
         self._carry_out(Change(client_id, Action.SOFT, actor, reason=reason, request_id=request_id))
 
@@ -151,11 +151,10 @@ class DeletionService:
         """Delete many clients, several at once; yield what came of each, in their order.
 
         Lazily: iterate, or nothing is done. What is forbidden for one, or not there, is told in its outcome.
-        Raises InvalidReasonError, and StoreError when a store is away: those of whom nothing was yielded are
-        as they were, or pending.
+        Raises InvalidActorError, InvalidReasonError, and StoreError when a store is away: those of whom
+        nothing was yielded are as they were, or pending.
         """
-        if reason is not None:
-            check_reason("", reason)
+        check_caller("", actor, reason)
         action = Action.HARD if hard else Action.SOFT
         if hard and self._guard is HardDelete.DENY:
             told = _GUARD_MESSAGES[self._guard]
@@ -189,11 +188,9 @@ class DeletionService:
 
         Lazily, as `delete_each`. One that another transaction holds is left to it. So is one of which nobody
         has recorded since when it is inactive, unless `include_unrecorded`. `limit` counts those that are
-        tried.
-        Raises HardDeleteForbiddenError, InvalidReasonError, and StoreError as `delete_each` does.
+        tried. Raises HardDeleteForbiddenError, and what `delete_each` does.
         """
-        if reason is not None:
-            check_reason("", reason)
+        check_caller("", actor, reason)
         if self._guard is HardDelete.DENY:
             raise HardDeleteForbiddenError("", _GUARD_MESSAGES[self._guard])
         many = self._many()
@@ -421,9 +418,9 @@ class DeletionService:
         in `refused`, the guard too. The key-value store is not asked.
         Raises InvalidClientIdError, ClientNotFoundError, StoreError.
         """
-        check_client_id(client_id)
         action = Action.HARD if hard else Action.SOFT
         change = Change(client_id, action, actor, only_if_inactive=self._guarded and hard)
+        change.check()
         preview = self._repository.preview(change, self._entries)
         if preview is None:
             raise ClientNotFoundError(client_id)

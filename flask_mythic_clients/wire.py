@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from .errors import (
     ClientError,
     ClientNotFoundError,
+    InvalidActorError,
     InvalidClientIdError,
     InvalidReasonError,
     InvalidRequestIdError,
@@ -77,7 +78,7 @@ def error(status: int, message: str) -> Body:
 def refusal(raised: MythicClientsError) -> Body:
     """Return the body that tells of an error of ours."""
     match raised:
-        case InvalidClientIdError() | InvalidReasonError() | InvalidRequestIdError():
+        case InvalidClientIdError() | InvalidActorError() | InvalidReasonError() | InvalidRequestIdError():
             return error(400, str(raised))
         case ClientNotFoundError():
             return error(404, NOT_FOUND)

@@ -671,3 +671,27 @@ class TestReconcile:
         with host.flask.app_context():
             at = host.clients.service._repository.now() - age
         store.set(key, f"{at.isoformat()} {at.isoformat()}")
+
+
+@pytest.mark.parametrize(
+    ("rule", "method", "is_told"),
+    [
+        ("/api/v1/clients/<int:client_id>", "DELETE", True),
+        ("/api/v1/clients/acme", "DELETE", True),
+        ("/api/v1/clients/<int:client_id>", "GET", False),
+        ("/api/v1/clients/<int:client_id>/users", "DELETE", False),
+        ("/<path:any>", "DELETE", False),
+        ("/api/v2/clients/<int:client_id>", "DELETE", False),
+    ],
+)
+def test_a_route_of_the_apps_that_answers_in_place_of_ours_is_told(
+    empty_database: Callable[[str], str], rule: str, method: str, is_told: bool
+) -> None:
+    """As an app has it that deleted by hand before."""
+    with mounting(empty_database(S), MemoryStore()) as mount:
+        host = mount()
+        host.flask.add_url_rule(rule, "by_hand", lambda **_: "gone", methods=[method])
+        runner = host.flask.test_cli_runner()
+        result = runner.invoke(args=["mythic-clients", "check"])
+        assert ("by_hand of your app answers " in result.stdout) is is_told
+        assert ("Remove that route" in result.stdout) is is_told

@@ -12,6 +12,7 @@ import pytest
 from flask_mythic_clients import (
     ClientNotFoundError,
     HardDeleteForbiddenError,
+    InvalidActorError,
     InvalidClientIdError,
     InvalidReasonError,
     KeyValueStoreError,
@@ -451,6 +452,25 @@ def test_the_reason_is_recorded_and_one_that_the_ledger_does_not_take_changes_no
     (record,) = service.history("acme")
     assert record.reason == "é" * 500
     assert "é" not in repr(record)
+
+
+@pytest.mark.parametrize("wrong", ["", "x" * 501, "two\nlines", "\x00", "\ud800", None, 7])
+def test_an_actor_that_the_ledger_does_not_take_changes_nothing(wrong: Any) -> None:
+    repository = MemoryRepository()
+    service = DeletionService(repository, MemoryStore(), entries)
+    repository.add("acme")
+    for call in (
+        lambda: service.soft_delete("acme", actor=wrong),
+        lambda: service.hard_delete("acme", actor=wrong),
+        lambda: service.restore("acme", actor=wrong),
+        lambda: service.preview("acme", hard=True, actor=wrong),
+        lambda: next(service.delete_each(["acme"], hard=True, actor=wrong)),
+        lambda: next(service.purge(older_than=timedelta(0), actor=wrong)),
+    ):
+        with pytest.raises(InvalidActorError, match="500"):
+            call()
+    assert list(service.history("acme")) == []
+    assert [client.active for client in service.clients()] == [True]
 
 
 def test_a_repeat_keeps_the_first_reason() -> None:
