@@ -24,7 +24,9 @@ from .test_status_kinds import KINDS
 KV_KEYS = ["client:{id}", "publishable_key:{publishable_key}"]
 # What stands before our statements on MariaDB: how long each may wait for a row, and for a table.
 IN_ONE = "BEGIN NOT ATOMIC "  # begins a compound
-BOUNDED = "SET STATEMENT innodb_lock_wait_timeout=1, lock_wait_timeout=1 FOR "
+BOUNDED = (
+    "SET STATEMENT innodb_lock_wait_timeout=1, lock_wait_timeout=1, in_predicate_conversion_threshold=0 FOR "
+)
 CONFIG = {"MYTHIC_CLIENTS_KV_KEYS": KV_KEYS}
 AWAY = RedisStore.from_url("redis://127.0.0.1:1/0", timeout=0.2)  # nobody listens on port 1
 

@@ -4,11 +4,13 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.orm import object_session
 
 from flask_mythic_clients import KeyValueStoreError, StoreError
 from flask_mythic_clients.backends.memory import MemoryStore
@@ -272,3 +274,101 @@ def test_a_database_that_is_read_only_as_after_a_failover_is_an_outage(
         sa.event.remove(engine, "connect", make_read_only)
         engine.dispose()
         assert scene.host.delete("acme?hard=true").status_code == 200
+
+
+@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("path", ["acme", "acme?hard=true"])
+def test_a_rule_for_entries_whose_connection_dies_under_it_is_an_outage(
+    database_url: str, empty_kv: Callable[[str], KeyValue], path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may ask by the row's session; then what SQLAlchemy raises has the parameters, a token perhaps."""
+    dies = False
+
+    def entries(row: Any) -> dict[str, str | None]:
+        session = object_session(row)
+        assert session is not None
+        asked = sa.text("SELECT :token")
+        session.connection()
+        if dies:
+            _end_other_connections(scene)
+        session.execute(asked, {"token": "s3cret"})
+        return {f"client:{row.id}": "known"}
+
+    with make_scene(database_url, empty_kv("either"), entries=entries, config={}) as scene:
+        scene.add()
+        scene.tap.store, store = AWAY, scene.tap.store
+        assert scene.host.delete("acme").status_code == 503  # so that something is pending
+        scene.tap.store, dies = store, True
+        answer = scene.host.delete(path)
+        assert (answer.status_code, answer.json["error"]) == (503, "Service Unavailable")
+        assert "s3cret" not in caplog.text
+        dies = False
+        assert scene.host.delete(path).status_code == 200
+
+
+def test_a_stamp_that_others_overtake_twice_is_no_refusal(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
+) -> None:
+    """A statement sees no record that was made while it ran; when that is looked for it may be settled."""
+    with make_scene(empty_database("postgresql"), empty_kv("either")) as scene:
+        scene.add()
+        assert scene.host.delete("acme").status_code == 200
+        with scene.host.flask.app_context():
+            engine, service = scene.host.db.engine, scene.host.clients.service
+        columns = "client_id, action, actor, kv_keys, requested_at"
+        meanwhile: list[str] = []
+
+        def in_its_way(*event: Any) -> None:
+            statement = event[2].lstrip()
+            if statement.startswith("UPDATE client_deletions") and not meanwhile:
+                meanwhile.append("recorded")
+                other(f"INSERT INTO client_deletions ({columns}) SELECT {columns} FROM client_deletions")
+            elif statement.startswith("SELECT client_deletions.id") and meanwhile == ["recorded"]:
+                meanwhile.append("settled")
+                other("UPDATE client_deletions SET settled_at = now() WHERE settled_at IS NULL")
+
+        def other(statement: str) -> None:
+            with scene.second_connection() as connection:
+                connection.execute(sa.text(statement))
+                connection.commit()
+
+        sa.event.listen(engine, "after_cursor_execute", in_its_way)
+        with scene.host.flask.app_context(), service._repository.settle(["acme"]) as holding:
+            assert holding.records == ()
+        assert meanwhile == ["recorded", "settled"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+def test_a_batch_whose_commit_is_not_answered_is_finished(
+    database_url: str, empty_kv: Callable[[str], KeyValue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make_scene(database_url, empty_kv("either")) as scene:
+        scene.add()
+        scene.cache(status=True)
+        assert scene.host.delete("acme").status_code == 200
+        scene.host.let_time_pass(3600)
+        with scene.host.flask.app_context():
+            service, dialect = scene.host.clients.service, scene.host.db.engine.dialect
+            repository, commit = service._repository, dialect.do_commit
+            lost: list[str] = []
+
+            def unanswered(connection: Any) -> None:
+                commit(connection)
+                if not lost:
+                    lost.append("answer")
+                    _end_other_connections(scene)
+                    connection.cursor().execute("SELECT 1")
+
+            record_each = repository.record_each
+
+            def recorded(*given: Any) -> Any:
+                monkeypatch.setattr(dialect, "do_commit", unanswered)
+                return record_each(*given)
+
+            monkeypatch.setattr(repository, "record_each", recorded)
+            told = list(service.purge(older_than=timedelta(minutes=1), actor="tests"))
+        assert lost
+        assert told == []  # whose it is nobody knows, but it is finished
+        assert scene.status() is None
+        assert scene.entries() == []
+        assert scene.pending() == 0

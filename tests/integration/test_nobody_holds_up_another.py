@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import sqlalchemy as sa
 
 from flask_mythic_clients import EntriesRefusedError
+from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.redis import RedisStore
-from flask_mythic_clients.model import Action, Reconciliation
-from tests.hosts import KeyValue
+from flask_mythic_clients.model import Action, Change, Reconciliation
+from tests.hosts import KeyValue, mounting
 
 from .scene import AWAY, Scene, make_scene
 
@@ -254,3 +256,71 @@ def test_a_row_that_a_policy_lets_nobody_lock_is_none_that_is_gone(
                 ):
                     owner.execute(sa.text(statement))
                 owner.commit()
+
+
+@pytest.mark.parametrize("action", [Action.SOFT, Action.HARD])
+def test_a_batch_of_very_many_locks_nobody_else(empty_database: Callable[[str], str], action: Action) -> None:
+    """MariaDB makes a join of an IN of a thousand values, unless it is told not to."""
+    store = MemoryStore()
+    ids = [f"c{number:04}" for number in range(1000)]
+    others = ["aaa", *(f"o{number:04}" for number in range(2000))]
+    with mounting(empty_database("mariadb"), store) as mount:
+        host = mount()
+        rows = [{"id": id, "name": "x", "status": True} for id in (*ids, *others)]
+        table: Any = host.model.__table__
+        with host.flask.app_context(), host.db.engine.begin() as connection:
+            connection.execute(sa.insert(table), rows)
+        with host.flask.app_context():
+            service = host.clients.service
+            repository: Any = service._repository
+            repository.record(
+                Change("aaa", Action.SOFT, "tests"), service._entries
+            )  # somebody else's, pending
+            looked: list[list[Any]] = []
+
+            def look(*event: Any) -> None:
+                if "UPDATE clients SET" in event[2] or "DELETE FROM clients" in event[2]:
+                    with sa.create_engine(host.db.engine.url).connect() as other:
+                        free = sa.select(table.c.id).with_for_update(skip_locked=True)
+                        looked.append(other.scalars(free.where(table.c.id.in_(others[:50]))).all())
+
+            sa.event.listen(host.db.engine, "after_cursor_execute", look)
+            assert repository.record_each(
+                [Change(id, action, "tests") for id in ids], service._entries
+            ).recorded
+            assert looked == [sorted(others[:50])]
+            ledger = host.model.metadata.tables["client_deletions"]
+            with repository.settle(ids) as holding:
+                assert len(holding.records) == 1000
+                with sa.create_engine(host.db.engine.url).connect() as other:
+                    free = sa.select(ledger.c.client_id).with_for_update(skip_locked=True)
+                    assert other.scalars(free.where(ledger.c.client_id == "aaa")).all() == ["aaa"]
+
+
+def test_two_batches_of_one_process_do_not_wait_for_each_other(
+    empty_database: Callable[[str], str],
+) -> None:
+    with mounting(empty_database("postgresql"), MemoryStore()) as mount:
+        host = mount()
+        for id in IDS:
+            host.add(id=id)
+        with host.flask.app_context():
+            service, engine = host.clients.service, host.db.engine
+            repository: Any = service._repository
+            told: list[Any] = []
+
+            def act(*event: Any) -> None:
+                if "clients" in event[2] and "FOR UPDATE" in event[2] and not told:
+                    told.append("begun")  # while the rows of the first are locked
+                    with ThreadPoolExecutor(1) as thread:
+                        told.append(thread.submit(other).result(timeout=10))
+
+            def other() -> Any:
+                with host.flask.app_context():
+                    changes = [Change(id, Action.SOFT, "tests") for id in IDS[6:]]
+                    return repository.record_each(changes, service._entries).recorded
+
+            sa.event.listen(engine, "after_cursor_execute", act)
+            changes = [Change(id, Action.SOFT, "tests") for id in IDS[:6]]
+            assert repository.record_each(changes, service._entries).recorded == {*IDS[:6]}
+            assert told == ["begun", {*IDS[6:]}]

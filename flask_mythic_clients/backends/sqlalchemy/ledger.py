@@ -1,9 +1,10 @@
 """The ledger table, and what is read from it."""
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from operator import attrgetter
@@ -212,7 +213,8 @@ class Ledger:
             old &= c.verified_at < verified_before
         query = self._page(dialect, old, "verified_at", "settled_at", "id")
         found = connection.execute(query.with_only_columns(c.id, c.kv_keys)).all()
-        digests = [{"of_id": id, "kv_keys": _digests(keys)} for id, keys in sorted(map(tuple, found))]
+        every = sorted((id, kept_keys(keys)) for id, keys in found)
+        digests = [{"of_id": id, "kv_keys": _digests(keys)} for id, keys in every]
         if digests:
             of_id = sa.update(self.table).where(c.id == sa.bindparam("of_id"), self._keyed, dialect.step_2)
             connection.execute(of_id.values(digested_at=dialect.now), digests)
@@ -229,7 +231,7 @@ class Ledger:
         c = self.table.c
         query = sa.select(self.table).order_by(c.id).limit(_PAGE)
         if since is not None:
-            query = query.where(c.requested_at >= since)
+            query = query.where(c.requested_at >= since.astimezone(UTC))
         if after is not None:
             query = query.where(c.id > after.id)
         return _records(dialect, connection.execute(query).all())
@@ -328,14 +330,18 @@ class Ledger:
         It raises RepositoryError where the database lets them be as they were.
         """
         stamp = dialect.stamp(self.table, where, column)
-        left = sa.select(sa.literal(1)).where(where).limit(1)
+        left = sa.select(self.table.c.id).where(where).order_by(self.table.c.id).limit(1)
 
         def step(connection: sa.Connection, parameters: Mapping[str, Any]) -> list[DeletionRecord]:
-            rows = stamp(connection, parameters)
-            if not rows and dialect.skips_rows and connection.execute(left, parameters).first() is not None:
-                rows = stamp(connection, parameters)  # one that was made just now
-                if not rows:
+            seen = None
+            while not (rows := stamp(connection, parameters)) and dialect.skips_rows:
+                # One that was made just now; or of which the stamp knew, and let it be.
+                first = connection.execute(left, parameters).first()
+                if first is None:
+                    break
+                if first.id == seen:
                     raise self._kept()
+                seen = first.id
             return _records(dialect, rows)
 
         return step
@@ -398,9 +404,25 @@ def _records(dialect: Dialect, rows: Iterable[sa.Row[Any]]) -> list[DeletionReco
     return list(map(partial(_record, dialect.aware), rows))
 
 
+def kept_keys(value: Any) -> Any:
+    """Return what stands in `kv_keys`, as JSON has it, though the host's engine may read JSON in another way.
+
+    Raises ConfigurationError for what that makes of it, if it is none.
+    """
+    if isinstance(value, (str, bytes)):
+        value = json.loads(value)
+    if not isinstance(value, (list, tuple, dict)):
+        raise ConfigurationError(
+            f"The engine reads a JSON array as {type(value).__name__}: let its json_deserializer do as "
+            "json.loads does."
+        )
+    return value
+
+
 def _record(aware: Callable[[Any], Any], row: Iterable[Any]) -> DeletionRecord:
     # Of thousands the names would take longer to look up than all else here.
     id, client_id, action, actor, reason, request_id, kept, *rest = row
+    kept = kept_keys(kept)
     requested_at, settled_at, verified_at, attempts, last_error, _ = rest
     keys, digests = ((), kept["sha256"]) if isinstance(kept, dict) else (kept, ())
     if None in keys:  # a template whose column was null wrote a null

@@ -17,6 +17,7 @@ from .dialects import Dialect, Verdict
 _T = TypeVar("_T")
 Begin: TypeAlias = Callable[[sa.Engine], AbstractContextManager[Any]]
 """Opens a session, or a connection, in a transaction of our own."""
+_OUTAGES = {Verdict.AWAY, Verdict.BUSY, Verdict.CONFLICT}
 _REFUSALS = {Verdict.CONSTRAINT, Verdict.REFUSED, Verdict.MAPPING}
 
 
@@ -64,7 +65,8 @@ class Transactions:
         """
         tries, dialect = _Tries(), self.dialect
         with ExitStack() as turn:
-            dialect.turns.take(client_id if dialect.locks_rows else "", turn)
+            if client_id or not dialect.locks_rows:  # of many there is no turn: each has one of its own
+                dialect.turns.take(client_id if dialect.locks_rows else "", turn)
             while True:
                 try:
                     with self.refusals(), begin(self.engine) as transaction:
@@ -106,7 +108,8 @@ class Transactions:
                     break
                 except sa.exc.SQLAlchemyError as error:
                     self._failed(tries, error)
-            yield held  # what the caller raises is the caller's
+            with self._outages():
+                yield held
             self._commit(session)
 
     @contextmanager
@@ -139,9 +142,20 @@ class Transactions:
                 stack.close()
             if begun is None or begun.holding is None:
                 turn.close()  # nothing is held that others would wait for
-            yield begun
+            with self._outages():
+                yield begun
             if begun is not None:
                 self._commit(transaction)
+
+    @contextmanager
+    def _outages(self) -> Iterator[None]:
+        """Translate what the host's code raises if our connection died under it; all else is the caller's."""
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            if not error.connection_invalidated and self.dialect.verdict(error) not in _OUTAGES:
+                raise
+            raise self._translated(error) from self._told(error)
 
     def _commit(self, transaction: Session | sa.Connection) -> None:
         try:

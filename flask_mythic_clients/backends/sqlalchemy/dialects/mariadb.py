@@ -17,9 +17,11 @@ from .ready import Ready
 from .standard import AT_ONCE, WAIT, Dialect, Stamp, StampHeld, Verdict, connected, undone
 
 _ISOLATION = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
-# Before a statement, for that statement: how long it waits for a row, and for a table that a migration holds.
-_BOUNDED = f"SET STATEMENT innodb_lock_wait_timeout={WAIT}, lock_wait_timeout={WAIT} FOR "
-_NOT_WAITING = f"SET STATEMENT innodb_lock_wait_timeout=0, lock_wait_timeout={WAIT} FOR "
+# Before a statement, for that statement: how long it waits for a row, and for a table that a migration holds;
+# and that a long IN stays one. As a join it would lock rows of others, which are not among its values.
+_FOR = f"lock_wait_timeout={WAIT}, in_predicate_conversion_threshold=0 FOR "
+_BOUNDED = f"SET STATEMENT innodb_lock_wait_timeout={WAIT}, {_FOR}"
+_NOT_WAITING = f"SET STATEMENT innodb_lock_wait_timeout=0, {_FOR}"
 _BEGUN = f"BEGIN NOT ATOMIC {_ISOLATION}; START TRANSACTION;"
 _STAMP: Any = sa.literal_column("mythic_stamp", sa.DateTime)
 _BEGUN_TO_STAMP = f"BEGIN NOT ATOMIC DECLARE {_STAMP} DATETIME(6); {_ISOLATION}; START TRANSACTION;"
