@@ -62,15 +62,15 @@ class Many:
     def purge(self, changes: Iterable[Change]) -> Iterator[Outcome]:
         """Yield what came of each that is still there; a client that others hold is left to them."""
         for batch in batches(changes):
-            taken = self._record(batch)
-            done = self._finish(taken.recorded)
-            for client_id in (change.client_id for change in batch):
-                if client_id in done:
-                    yield done[client_id]
-                elif client_id in taken.held:
-                    yield Outcome(client_id, Result.HELD)
+            possible = {change.client_id: change for change in batch if is_client_id(change.client_id)}
+            taken = self._record([*possible.values()])
+            done = self._finish(taken.recorded, possible.keys() - taken.held - taken.alone)
             for change in batch:
-                if change.client_id in taken.alone:
+                if change.client_id in done:
+                    yield done[change.client_id]
+                elif change.client_id in taken.held:
+                    yield Outcome(change.client_id, Result.HELD)
+                elif change.client_id in taken.alone or change.client_id not in possible:
                     yield from self._one_if_there(change)
 
     def replay(self, changes: Iterable[Change]) -> Iterator[Outcome]:
@@ -90,7 +90,7 @@ class Many:
 
     def _replayed(self, changes: Sequence[Change]) -> Iterator[Outcome]:
         taken = self._record(changes)
-        done = self._finish(taken.recorded)
+        done = self._finish(taken.recorded, {c.client_id for c in changes} - taken.held - taken.alone)
         for change in changes:
             if change.client_id in taken.held:
                 yield Outcome(change.client_id, Result.HELD)
@@ -113,15 +113,19 @@ class Many:
         half = len(changes) // 2
         return self._record(changes[:half]) + self._record(changes[half:])
 
-    def _finish(self, recorded: Collection[str]) -> dict[str, Outcome]:
-        """Take step 2 for whom step 1 was taken; return what came of each."""
-        client_ids = sorted(recorded)
+    def _finish(self, recorded: Collection[str], others: Collection[str] = ()) -> dict[str, Outcome]:
+        """Take step 2 for whom step 1 was taken, and return what came of each.
+
+        It is also taken for those of the others for whom something is pending: that may have been recorded
+        here, and the answer to the commit be lost. Of them nothing is told, for it may be another's.
+        """
+        client_ids = sorted({*recorded, *others})
         settled = self._settle(client_ids) if client_ids else ()
         return {
             client_id: Outcome(client_id)
             if client_id in settled
             else _told(client_id, partial(self._settle_one, client_id))
-            for client_id in client_ids
+            for client_id in sorted(recorded)
         }
 
     def _one(self, change: Change) -> Outcome:

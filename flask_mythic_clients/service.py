@@ -511,8 +511,9 @@ class DeletionService:
         client_id, removes = change.client_id, change.action is Action.HARD
         present = client_id in holding.clients
         if removes:
-            if present and self._guarded:
-                raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES[self._guard])
+            if present and change.only_if_inactive:
+                guard = HardDelete.DENY if self._guard is HardDelete.DENY else HardDelete.AFTER_SOFT_DELETE
+                raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES[guard])
             present = False  # it was absent a moment ago: a row there now is a newer client
         if not present and (not holding.records or change.action is Action.RESTORE):
             raise ClientNotFoundError(client_id)

@@ -154,6 +154,22 @@ class TestReplay:
         assert host.rows() == []
         assert entries(store) == set()
 
+    @pytest.mark.parametrize("way", WAYS)
+    def test_a_time_of_another_zone_is_the_same_time(
+        self, mount: Callable[..., Host], store: MemoryStore, way: str
+    ) -> None:
+        host = mount(columns=WAYS[way][0])
+        add(host, store, "a")
+        line = json.dumps(RECORD | {"requested_at": "2026-01-01T02:00:00+02:00"})
+        assert replay(host, line)["replayed"] == 1
+        (record,) = host.records("a")
+        assert record.requested_at == datetime(2026, 1, 1, tzinfo=UTC)
+        add(host, store, "a")  # made anew
+        assert replay(host, line) == dict.fromkeys(NAMES, 0)
+        assert [row.id for row in host.rows()] == ["a"]
+        for since, number in (("2026-01-01T01:59:59+02:00", 1), ("2026-01-01T02:00:01+02:00", 0)):
+            assert len(export(host, "--since", since).splitlines()) == number
+
     @pytest.mark.parametrize("way", ["in_bulk", "alone"])
     def test_two_at_once_record_each_deletion_once_and_who_is_made_anew_stays(
         self, mount: Callable[..., Host], store: MemoryStore, way: str

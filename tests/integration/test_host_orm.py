@@ -1,15 +1,19 @@
 """What the host attached to its model and to its engine: listeners, versions, inheritance, isolation."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, column_property, mapped_column
+from sqlalchemy.orm.attributes import set_committed_value
 
+from flask_mythic_clients import ConfigurationError
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin
 
@@ -44,6 +48,30 @@ class TestTheHostsCode:
         assert called == [False]
         assert host.delete("acme?hard=true").status_code == 200
         assert called == [False]
+
+    @pytest.mark.parametrize("of", ["the model", "the session"])
+    def test_a_listener_that_changes_a_row_as_it_is_loaded_is_asked_which_entry_it_owns(
+        self, database_url: str, store: MemoryStore, of: str
+    ) -> None:
+        """As one does that decrypts a column."""
+
+        def decrypt(row: Any) -> None:
+            set_committed_value(row, "token", row.token[::-1])
+
+        db = SQLAlchemy()
+        columns = {"id": mapped_column(sa.String(40), primary_key=True), "status": mapped_column(sa.Boolean)}
+        columns["token"] = mapped_column(sa.String(40))
+        model = type("Client", (db.Model,), {"__tablename__": "clients", **columns})
+        if of == "the model":
+            sa.event.listen(model, "load", lambda row, _: decrypt(row))
+        else:
+            sa.event.listen(db.session, "loaded_as_persistent", lambda _, row: decrypt(row))
+        with mounting(database_url, store) as mount:
+            host = mount(db=db, model=model, config={"MYTHIC_CLIENTS_KV_KEYS": ["token:{token}"]})
+            host.add(id="acme", status=True, token="terces")
+            store.set("token:secret", "cached")
+            assert host.delete("acme?hard=true").status_code == 200
+            assert store.get("token:secret") is None
 
     def test_a_listener_that_fails_leaves_both_stores_as_they_were(
         self, mount: Callable[..., Host], store: MemoryStore
@@ -199,3 +227,24 @@ class TestTheHostsEngine:
             with host.flask.app_context():
                 assert host.clients.service.reconcile().settled == 1
             assert store.get("client:acme") != "value"
+
+    @pytest.mark.parametrize("hook", [None, lambda session, row, action: None], ids=["plain", "hook"])
+    @pytest.mark.parametrize(
+        ("reads", "is_understood"),
+        [(lambda text: text, True), (lambda text: tuple(json.loads(text)), True), (lambda text: 7, False)],
+        ids=["as text", "as a tuple", "as a number"],
+    )
+    def test_one_that_reads_json_in_its_own_way_is_understood_or_refused(
+        self, database_url: str, store: MemoryStore, hook: Any, reads: Any, is_understood: bool
+    ) -> None:
+        config = {"SQLALCHEMY_ENGINE_OPTIONS": {"json_deserializer": reads}}
+        with mounting(database_url, store) as mount:
+            host = mount(config=config, columns={"before": hook})
+            for id in ("acme", "globex"):
+                host.add(id=id)
+                store.set(f"client:{id}", "cached")
+            assert host.delete("acme?hard=true").status_code == (200 if is_understood else 503)
+            assert (store.get("client:acme") is None) is is_understood
+            with host.flask.app_context(), suppress(ConfigurationError):
+                list(host.clients.service.delete_each(["globex"], hard=True, actor="tests"))
+            assert (store.get("client:globex") is None) is is_understood

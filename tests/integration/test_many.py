@@ -17,7 +17,7 @@ from flask_mythic_clients.errors import InvalidReasonError
 from flask_mythic_clients.many import AT_ONCE
 from flask_mythic_clients.model import Outcome, Result
 
-from ..hosts import Gate, Host, client_model, mounting
+from ..hosts import Gate, Host, client_model, make_host, mounting
 
 P, M, S = "postgresql", "mariadb", "sqlite"
 IDS = [f"c{number:04}" for number in range(AT_ONCE + 203)]  # a batch, and a part
@@ -160,6 +160,27 @@ class TestDeleteEach:
                 with pytest.raises(InvalidReasonError):
                     next(call())
         assert [row.status for row in host.rows()] == [True]
+
+
+class TestColumns:
+    @pytest.mark.parametrize("name", ["t", "tuple", "count", "index", "_mapping"])
+    def test_one_may_be_called_as_what_a_row_of_sqlalchemys_has(
+        self, mount: Callable[..., Host], store: MemoryStore, name: str
+    ) -> None:
+        db = SQLAlchemy()
+        columns = {"id": mapped_column(sa.String(40), primary_key=True), "status": mapped_column(sa.Boolean)}
+        columns[name] = mapped_column(sa.String(40))
+        model = type("Client", (db.Model,), {"__tablename__": "clients", **columns})
+        host = mount(db=db, model=model, config={"MYTHIC_CLIENTS_KV_KEYS": [f"of:{{{name}}}"]})
+        for id in ("bulk", "hard", "soft"):
+            host.add(id=id, status=True, **{name: f"{id}'s"})
+            store.set(f"of:{id}'s", "cached")
+        assert delete_each(host, "bulk") == {"bulk": Result.DONE}
+        assert host.delete("hard?hard=true").status_code == 200
+        assert host.delete("soft").status_code == 200
+        for id in ("bulk", "hard", "soft"):
+            assert host.records(id)[0].kv_keys == (f"of:{id}'s",)
+        assert [store.get(f"of:{id}'s") for id in ("bulk", "hard", "soft")] == [None, None, "cached"]
 
 
 class TestTriggers:
@@ -427,6 +448,57 @@ class TestPurge:
         with meanwhile(host, call, anew):
             assert purge(host) == {"b": Result.DONE}
         assert [row.id for row in host.rows()] == ["a"]
+
+    def test_what_has_no_id_is_no_client(self, mount: Callable[..., Host], store: MemoryStore) -> None:
+        db = SQLAlchemy()
+        columns = {
+            "number": mapped_column(sa.Integer, primary_key=True),
+            "name": mapped_column(sa.String(40)),
+        }
+        columns["id"] = mapped_column(sa.String(40), unique=True)
+        columns["status"] = mapped_column(sa.Boolean)
+        host = mount(db=db, model=type("Client", (db.Model,), {"__tablename__": "clients", **columns}))
+        add(host, store, "None", "a")
+        delete_each(host, "a", hard=False)
+        host.let_time_pass(31 * DAY)
+        host.delete("None")
+        with host.flask.app_context(), host.db.engine.begin() as connection:
+            rows = [{"id": None, "name": "", "status": False}] * (AT_ONCE + 1)
+            connection.execute(sa.insert(host.model.__table__), rows)
+        assert purge(host) == {"a": Result.DONE}
+        assert [row.id for row in host.rows() if row.id] == ["None"]
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_an_id_that_the_contract_forbids_is_told_and_stays(
+        self, mount: Callable[..., Host], store: MemoryStore, way: str
+    ) -> None:
+        """A record of it could not be replayed, nor asked for."""
+        host = mount(columns=WAYS[way][0])
+        add(host, store, "a", "bob@example.com", "Zoë", status=False)
+        told = purge(host, days=0, include_unrecorded=True)
+        assert told == {"a": Result.DONE, "bob@example.com": Result.FAILED, "Zoë": Result.FAILED}
+        assert {row.id for row in host.rows()} == {"bob@example.com", "Zoë"}
+
+    def test_one_whose_restore_is_pending_is_not_told_as_removed(
+        self, database_url: str, store: MemoryStore
+    ) -> None:
+        given, call = WAYS["alone"]
+        gate = Gate(store)
+        host = make_host(database_url, gate, columns=given)
+        add(host, store, "a", "b")
+        delete_each(host, "a", "b", hard=False)
+        host.let_time_pass(31 * DAY)
+
+        def restored_in_an_outage() -> None:
+            gate.closed = True
+            with pytest.raises(StoreError):
+                host.clients.service.restore("a", actor="tests")
+            gate.closed = False
+
+        with meanwhile(host, call, restored_in_an_outage):
+            assert purge(host) == {"b": Result.DONE}
+        assert {row.id: row.status for row in host.rows()} == {"a": True}
+        host.close()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ...model import Action, Change, Inactive
+from ...model import Action, Change, Inactive, is_client_id
 from .dialects import Dialect
 from .rows import ClientRows
 
@@ -29,7 +29,9 @@ def inactive(
         query = query.where(rows.id > rows.key_of(after.client_id, dialect))
     found = {rows.id_of(id): expired for id, expired in connection.execute(query).all()}
     if not rows.status.is_time:
-        found |= _recorded_since(connection, dialect, ledger, list(found), for_at_least)
+        # Of another id there is no record, and the ledger's column need not be able to hold it.
+        ids = list(filter(is_client_id, found))
+        found |= _recorded_since(connection, dialect, ledger, ids, for_at_least)
     return [
         Inactive(client_id, None if expired is None else bool(expired), for_at_least)
         for client_id, expired in found.items()
@@ -88,7 +90,9 @@ def _inactive(dialect: Dialect, rows: ClientRows, duration: timedelta) -> sa.Sel
     since: Any = sa.null()
     if rows.status.is_time:
         since = rows.status.column <= dialect.ago_as(rows.status.column.type, duration)
-    return rows.all_of(sa.select(rows.id, since)).where(~rows.status.active(dialect))
+    # A unique column may be NULL, and such a row is no client.
+    query = rows.all_of(sa.select(rows.id, since)).where(rows.id.is_not(None))
+    return query.where(~rows.status.active(dialect))
 
 
 def _recorded_since(

@@ -6,6 +6,7 @@ host's has to run in Python: one statement where the database can, two elsewhere
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC
 from inspect import iscoroutinefunction, signature
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
@@ -20,6 +21,7 @@ from ...model import Action, Change, Client, DeletionRecord, Recorded
 from .ages import overtaken
 from .cascades import Cascades
 from .dialects import Compounds, Dialect, Rows
+from .ledger import kept_keys
 from .rows import ClientRows
 from .sessions import Sessions, listens
 from .transactions import UndecidedError
@@ -416,7 +418,7 @@ class UnitOfWork:
         if change.needs_a_look and overtaken(connection, dialect, rows=rows, ledger=ledger, changes=[change]):
             return None
         record = {**rows.named(client), **_given(change), _KEYS: list(entries(client))}
-        record[_AT] = change.requested_at
+        record[_AT] = change.requested_at and change.requested_at.astimezone(UTC)
         removed: list[Any] = []
         if self._orm_removes or self._before is not None:
             sa.event.listen(session, "after_flush", lambda flushed, _: removed.extend(flushed.deleted))
@@ -490,6 +492,9 @@ def runs_host_code(rows: ClientRows, action: Action) -> bool:
     mapper.registry.configure(cascade=True)  # a validator listens only then, and a listener may be added then
     if mapper.version_id_col is not None or mapper.polymorphic_on is not None or len(mapper.tables) > 1:
         return True
+    of_rows = mapper.class_manager.dispatch
+    if of_rows.load or of_rows.refresh:
+        return True  # the rule for entries sees the row as they leave it
     events = mapper.dispatch
     if action is not Action.HARD:
         status = getattr(rows.model, rows.status.name)  # a validator is a listener, too
@@ -535,7 +540,7 @@ def _alone(ledger: sa.Table, dialect: Dialect) -> sa.ColumnElement[bool]:
 
 
 def _record(row: Any, change: Change, aware: Callable[[Any], Any]) -> DeletionRecord:
-    keys = tuple(key for key in row.kv_keys if key is not None)
+    keys = tuple(key for key in kept_keys(row.kv_keys) if key is not None)
     at = aware(row.requested_at)
     of_caller: Any = {"reason": change.reason, "request_id": change.request_id}
     return DeletionRecord(row.id, change.client_id, change.action, change.actor, keys, at, **of_caller)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import reduce
 from itertools import zip_longest
 from operator import add
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -290,7 +291,9 @@ class ClientRows:
         return [each for each in every if isinstance(each.columns[0], sa.Column) and not each.deferred]
 
     def client(self, row: Any) -> Client:
-        """Return a loaded row as a client."""
+        """Return a loaded row as a client; one that SQLAlchemy's Core gave has names of its own, too."""
+        if isinstance(row, sa.Row):
+            row = SimpleNamespace(**row._mapping)
         return Client(
             self.id_of(getattr(row, self._id)), self.status.is_active(getattr(row, self.status.name)), row
         )

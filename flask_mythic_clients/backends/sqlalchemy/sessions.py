@@ -18,7 +18,7 @@ HostSession: TypeAlias = sessionmaker[Any] | scoped_session[Any] | type[Session]
 _OURS: dict[str, Any] = {"autoflush": False, "expire_on_commit": False}
 _LISTENED = (
     *("before_flush", "after_flush", "after_flush_postexec", "before_commit", "after_commit"),
-    *("persistent_to_deleted", "after_begin"),
+    *("persistent_to_deleted", "after_begin", "loaded_as_persistent"),
 )
 
 
