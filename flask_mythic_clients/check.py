@@ -92,12 +92,12 @@ def _of_reconcile(
         if not late:
             yield Finding("reconcile", "None has gone all the way yet.", _RECONCILE, breaks=False)
         return
-    if repository.has_forgotten(since=mark.began):
+    if mark.needs_audit or repository.has_forgotten(since=mark.began):
         yield Finding(
             "key-value store",
-            f"It remembers what was done until {mark.began:%Y-%m-%d %H:%M} UTC; of some that was done since "
-            "then the ledger has no keys any more.",
-            "It needs an audit: run `audit`, and see what it would repair.",
+            "It had lost what was done up to some time, and of some of that the ledger has no keys any more.",
+            "It needs an audit: run `audit`, see what it would repair, repair it, and then run "
+            "`reconcile --audited` once.",
         )
     elif not late and repository.now() - mark.ended > OVERDUE:
         yield Finding(

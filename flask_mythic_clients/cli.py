@@ -26,6 +26,7 @@ from .exposition import exposition
 from .model import Action, DeletionRecord, Finding, Health, SoftDeleteEntries
 from .options import (
     REFUSED,
+    TEXT_FILE,
     Duration,
     actor_option,
     as_json_option,
@@ -98,7 +99,7 @@ def _add_delete(group: AppGroup, service: DeletionService) -> None:
     @click.argument("client_ids", metavar="ID...", nargs=-1)
     @click.option(
         "--from-file",
-        type=click.File(),
+        type=TEXT_FILE,
         help="Delete those of a file, many at once: an id a line; - is stdin.",
     )
     @click.option("--hard", is_flag=True, help="Remove for good, from both stores.")
@@ -186,20 +187,27 @@ def _add_reconcile(group: AppGroup, service: DeletionService) -> None:
         help="Do again what was done in this time, such as 2h: for a key-value store that has lost it, and "
         "keeps no mark by which that is found out.",
     )
+    @click.option(
+        "--audited",
+        is_flag=True,
+        help="Say that the key-value store was audited, once it had lost more than the ledger has keys of.",
+    )
     @as_json_option
     @click.pass_context
-    def reconcile_command(context: click.Context, since: timedelta | None, as_json: bool) -> None:
+    def reconcile_command(
+        context: click.Context, since: timedelta | None, audited: bool, as_json: bool
+    ) -> None:
         """Settle all that is pending, verify all that is due. To be run every minute."""
         with exit_codes(), seldom_collected():
-            done = service.reconcile(since=since)
+            done = service.reconcile(since=since, audited=audited)
         if as_json:
             print_json(dataclasses.asdict(done))
         else:
             click.echo(f"settled {done.settled}, verified {done.verified}, failed {done.failed}")
         if done.blind:
             click.echo(
-                "The key-value store has lost more than the ledger has keys of. It needs an audit: "
-                f"flask {group.name} audit",
+                "The key-value store has lost more than the ledger has keys of. "
+                + _audit(f"flask {group.name}"),
                 err=True,
             )
         context.exit(REFUSED if done.failed or done.blind else 0)
@@ -213,7 +221,10 @@ def _add_status(group: AppGroup, kind: str, service: DeletionService) -> None:
     @as_json_option
     @click.pass_context
     def status_command(context: click.Context, prometheus: bool, as_json: bool) -> None:
-        """Report the status; exit with 1 if something is pending, failed, overdue or away. For monitors."""
+        """Report the status; exit with 1 if something is to be looked at. For monitors.
+
+        That is what is pending, failed, overdue or away, and a key-value store that needs an audit.
+        """
         with exit_codes():
             health = service.health()
         if prometheus:
@@ -428,6 +439,14 @@ def _health(health: Health) -> dict[str, Any]:
     return {**found, **ages, "database": health.database_away is None, "kv": health.kv_away is None}
 
 
+def _audit(commands: str | None) -> str:
+    """Tell what to do about a store that has lost too much."""
+    return (
+        f"It needs an audit: {commands} audit, and with --repair once you have seen what it would do; "
+        f"then: {commands} reconcile --audited"
+    )
+
+
 def _repairs(health: Health, commands: str) -> Iterator[str]:
     """Tell what is wrong, and the line that repairs it."""
     backlog = health.backlog
@@ -435,10 +454,12 @@ def _repairs(health: Health, commands: str) -> Iterator[str]:
         yield f"The database is away: {health.database_away} When it is back: {commands} reconcile"
     if health.kv_away is not None:
         yield f"The key-value store is away: {health.kv_away} When it is back: {commands} reconcile"
+    if health.needs_audit:
+        yield f"The key-value store has lost more than the ledger has keys of. {_audit(commands)}"
     if backlog and backlog.failed:
         yield (
-            f"Failed: mend what they met last, which stands in `{commands} history ID` and in the log of "
-            f"reconcile. Then: {commands} reconcile"
+            f"Failed: mend what they met last, which stands in `{commands} pending --failed` and in the log "
+            f"of reconcile. Then: {commands} reconcile"
         )
     if backlog and (backlog.pending or backlog.overdue):
         yield f"To repair, and to be run every minute: {commands} reconcile"

@@ -11,9 +11,10 @@ import click
 from flask.cli import AppGroup
 
 from .config import commands
-from .model import Action, DeletionRecord, Outcome, Result, is_client_id, is_request_id
+from .model import Action, DeletionRecord, Outcome, Result, is_client_id, is_request_id, is_text
 from .options import (
     REFUSED,
+    TEXT_FILE,
     Duration,
     Time,
     actor_option,
@@ -45,7 +46,9 @@ def _add_purge(group: AppGroup, service: DeletionService) -> None:
     @click.option(
         "--include-unrecorded", is_flag=True, help="Take those, too, that something else has made inactive."
     )
-    @click.option("--dry-run", is_flag=True, help="Print the ids of those that would be removed.")
+    @click.option(
+        "--dry-run", is_flag=True, help="Print the ids of those that would be removed; with --json how many."
+    )
     @actor_option
     @reason_option
     @as_json_option
@@ -196,7 +199,7 @@ def _add_export(group: AppGroup, service: DeletionService) -> None:
 
 def _add_replay(group: AppGroup, service: DeletionService) -> None:
     @group.command("replay")
-    @click.argument("file", type=click.File())
+    @click.argument("file", type=TEXT_FILE)
     @as_json_option
     def replay_command(file: IO[str], as_json: bool) -> None:
         """Take again, after a backup was restored, the deletions of FILE that the ledger lacks.
@@ -261,10 +264,10 @@ def _record(told: Mapping[str, Any], group: str) -> DeletionRecord:
     if commands(told["kind"]) != group:
         raise _OtherKindError(f"it is of {told['kind']}: give it to `flask {commands(told['kind'])} replay`.")
     at = datetime.fromisoformat(told["requested_at"])
-    if not is_client_id(told["client_id"]) or at.tzinfo is None or not isinstance(told["actor"], str):
+    if not is_client_id(told["client_id"]) or at.tzinfo is None or not is_text(told["actor"]):
         raise ValueError
     reason, request_id = told.get("reason"), told.get("request_id")
-    if not isinstance(reason, (str, type(None))) or not (request_id is None or is_request_id(request_id)):
-        raise TypeError
+    if not (reason is None or is_text(reason)) or not (request_id is None or is_request_id(request_id)):
+        raise ValueError
     of_caller: Any = {"reason": reason, "request_id": request_id}
     return DeletionRecord(0, told["client_id"], Action(told["action"]), told["actor"], (), at, **of_caller)

@@ -24,7 +24,13 @@ def exposition(kind: str, health: Health) -> str:
 
 def _gauges(health: Health) -> Iterator[tuple[str, str, int | None]]:
     backlog = health.backlog
-    yield "ok", "Whether nothing is pending, has failed, is overdue or away.", int(health.ok)
+    what = "Whether nothing is pending, has failed, is overdue or away, and no audit is needed."
+    yield "ok", what, int(health.ok)
+    yield (
+        "needs_audit",
+        "Whether the key-value store has lost too much to be repaired.",
+        int(health.needs_audit),
+    )
     yield "database_up", "Whether the database answers.", int(health.database_away is None)
     yield "kv_up", "Whether the key-value store answers.", int(health.kv_away is None)
     if backlog is not None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from .model import Action, Change, DeletionRecord
@@ -11,6 +12,7 @@ logger = logging.getLogger(__package__)
 FIELDS = ("status", "client_id", "action", "actor", "record_id", "request_id", "cause")
 """What a line has as attributes of its LogRecord; None where there is none."""
 
+_NAMED = 5
 _DONE = {
     Action.SOFT: "Soft-deleted, in both stores.",
     Action.HARD: "Removed for good, from both stores.",
@@ -42,6 +44,25 @@ def nothing_to_do(change: Change) -> None:
         action=change.action.value,
         **of_caller,
     )
+
+
+def left(client_ids: Collection[str], error: BaseException, *, is_refused: bool) -> None:
+    """Tell who could not be reconciled: for the store refused entries, or else for the app's code failed."""
+    for client_id in sorted(client_ids):
+        if is_refused:  # of a thousand a traceback, always the same one, would be told a thousand times
+            logger.error("Client %s could not be reconciled: %s", client_id, error)
+        else:
+            logger.error("Client %s could not be reconciled.", client_id, exc_info=error)
+
+
+def held(client_ids: Collection[str]) -> None:
+    """Tell who was left to others."""
+    if client_ids:
+        logger.warning(
+            "Clients left, for another transaction holds them: %d, %s first.",
+            len(client_ids),
+            ", ".join(sorted(client_ids)[:_NAMED]),
+        )
 
 
 def tell(level: int, what: str, **fields: Any) -> None:

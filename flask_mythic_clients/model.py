@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
@@ -223,31 +223,42 @@ class Holding:
 class Mark:
     """How far a key-value store remembers: what was done before the reconcile that `began` then.
 
-    Both times are the database's. As text, two times in ISO 8601 with a blank between them.
+    Both times are the database's. `needs_audit` once the store had lost what the ledger has no keys of any
+    more, until somebody says that it was audited. As text, two times in ISO 8601 with a blank between them,
+    and the word `audit` where it needs one.
     """
 
     began: datetime
     ended: datetime
+    needs_audit: bool = False
 
     @classmethod
     def read(cls, text: str | bytes) -> "Mark | None":
         """Return the mark that was written so; None where somebody else has written something else."""
         text = text.decode(errors="replace") if isinstance(text, bytes) else text
         try:
-            began, ended = map(datetime.fromisoformat, text.split(" "))
+            first, second, *rest = text.split(" ")
+            began, ended = map(datetime.fromisoformat, (first, second))
         except ValueError:
             return None
-        return cls(began, ended) if began.tzinfo and ended.tzinfo else None
+        is_one = began.tzinfo and ended.tzinfo and rest in ([], [_AUDIT])
+        return cls(began, ended, bool(rest)) if is_one else None
 
     @staticmethod
     def oldest(marks: "Iterable[Mark | None]") -> "Mark | None":
-        """Return the oldest; None where one is missing."""
+        """Return the oldest, which needs an audit if one of them does; None where one is missing."""
         found = list(marks)
-        return None if None in found else min(filter(None, found), default=None)
+        there = [mark for mark in found if mark is not None]
+        if not there or len(there) < len(found):
+            return None
+        return replace(min(there), needs_audit=any(mark.needs_audit for mark in there))
 
     def __str__(self) -> str:
-        return f"{self.began.isoformat()} {self.ended.isoformat()}"
+        told = f"{self.began.isoformat()} {self.ended.isoformat()}"
+        return f"{told} {_AUDIT}" if self.needs_audit else told
 
+
+_AUDIT = "audit"
 
 OVERDUE = timedelta(minutes=5)
 """For how long a record may be due before somebody should look why reconcile does not run."""
@@ -273,20 +284,22 @@ class Health:
     """How it stands; `backlog` is None where the database is away, and each cause where its store is well.
 
     `last_reconcile` is how long ago the last one ended that has gone all the way; None where the key-value
-    store does not know of one.
+    store does not know of one. `needs_audit` is what the key-value store's mark says.
     """
 
     backlog: Backlog | None
     last_reconcile: timedelta | None
     database_away: str | None
     kv_away: str | None
+    needs_audit: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is pending, has failed, is overdue or away."""
+        """Whether nothing is pending, has failed, is overdue or away, and no audit is needed."""
         backlog = self.backlog
         return not (
-            self.database_away is not None
+            self.needs_audit
+            or self.database_away is not None
             or self.kv_away is not None
             or (backlog is not None and (backlog.pending or backlog.failed or backlog.overdue))
         )

@@ -55,6 +55,9 @@ class Line(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # as above
         return str(value)
 
 
+TEXT_FILE = click.File(encoding="utf-8-sig", errors="surrogateescape")
+"""A file of lines; what is no UTF-8 in it is refused with the line that it is in."""
+
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
 

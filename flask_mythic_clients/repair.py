@@ -13,6 +13,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Protocol
 
+from . import logs
 from .errors import (
     BusyError,
     EntriesRefusedError,
@@ -58,8 +59,10 @@ class Repair:
         self._began = repository.now()
         self._remembers = isinstance(kv, RememberingStore)
         self._run: Run | None = None
+        self.lacks_mark = False
+        """Whether the mark could not be read or set."""
         if isinstance(kv, RememberingStore):
-            with _no_condition():
+            with self._no_condition():
                 self._run = kv.open_run(mark_name(repository, kind))
         self._held: set[str] = set()
         self._failed: set[str] = set()
@@ -71,8 +74,10 @@ class Repair:
         # One that is still to come was set while the database's clock ran ahead, and tells nothing.
         return mark.began if mark and mark.began <= self._began else None
 
-    def do_again(self, since: timedelta | None) -> frozenset[str]:
+    def do_again(self, since: timedelta | None, *, needs_audit: bool) -> frozenset[str]:
         """Do again what the store may have forgotten, then move its mark; return the clients that are left.
+
+        The new mark says whether an audit is needed.
 
         What was done since this began is left to the next reconcile: the mark promises nothing about it.
         `since` is how far back to go where a store has no mark, or none that can be read.
@@ -88,18 +93,13 @@ class Repair:
             verified = [record for record in page if record.verified_at is not None]
             whole &= self._again(self._run or self._kv, verified)
         if self._run is not None and whole and not self._held:
-            with _no_condition():
-                if not self._run.close(Mark(self._began, self._repository.now())):
+            with self._no_condition():
+                if not self._run.close(Mark(self._began, self._repository.now(), needs_audit)):
                     logger.warning(
                         "The key-value store was set back while this ran, or has refused an entry: the next "
                         "reconcile does all again."
                     )
-        if self._held:
-            logger.warning(
-                "Clients left, for another transaction holds them: %d, %s first.",
-                len(self._held),
-                min(self._held),
-            )
+        logs.held(self._held)
         return frozenset(self._held | self._failed)
 
     def forget_keys(self, kept: timedelta) -> None:
@@ -111,16 +111,34 @@ class Repair:
                 if not self._repository.forget_keys(verified_before=self._mark, kept=kept):
                     return
 
-    def is_blind(self) -> bool:
-        """Whether the store has forgotten what the ledger has no keys of any more."""
-        if self._mark is None or not self._repository.has_forgotten(since=self._mark):
+    def needs_audit(self) -> bool:
+        """Whether the store has lost what the ledger has no keys of any more; asked before `do_again`.
+
+        It is so until somebody says that it was audited: entries that came back would be told of only once.
+        """
+        if self._run is None or self._run.mark is None:
+            return False
+        if not self._run.mark.needs_audit and (
+            self._mark is None or not self._repository.has_forgotten(since=self._mark)
+        ):
             return False
         logger.error(
-            "The key-value store remembers what was done until %s, and of some that was done since then the "
-            "ledger has no keys. It needs an audit: run `audit`, and see what it would repair.",
-            self._mark,
+            "The key-value store had lost what was done up to some time, and of some of that the ledger has "
+            "no keys: entries of removed clients may be back. It needs an audit: run `audit`, see what it "
+            "would repair, repair it, and then run `reconcile --audited` once."
         )
         return True
+
+    @contextmanager
+    def _no_condition(self) -> Iterator[None]:
+        """Log what is wrong with the mark, and go on."""
+        try:
+            yield
+        except KeyValueStoreError as error:
+            logger.warning(
+                "The mark in the key-value store could not be read or set: %s (%s)", error, error.cause
+            )
+            self.lacks_mark = True
 
     def _earliest(self, since: timedelta | None) -> datetime | None:
         """Return from when on all is done again; None for as far back as the ledger has keys."""
@@ -157,13 +175,13 @@ class Repair:
         except BusyError:
             return set(client_ids), True
         except EntriesRefusedError as error:
-            self._leave(error.client_ids or client_ids, error.__cause__ or error)
+            self._leave(error.client_ids or client_ids, error.__cause__ or error, is_refused=True)
             return held, True  # the run itself keeps the mark of who refused
         except Exception as error:  # the host's rule for entries failed: find out for whom, finish the others
             if isinstance(error, MythicClientsError) and not isinstance(error, WrongEntriesError):
                 raise
             if len(client_ids) == 1:
-                self._leave(client_ids, ForeignError.told(error))
+                self._leave(client_ids, ForeignError.told(error), is_refused=False)
                 return held, False
         middle = client_ids[len(client_ids) // 2]
         for half in (
@@ -173,10 +191,9 @@ class Repair:
             held |= self._take(store, half, wait=wait)[0]
         return held, False
 
-    def _leave(self, client_ids: Collection[str], error: BaseException) -> None:
+    def _leave(self, client_ids: Collection[str], error: BaseException, *, is_refused: bool) -> None:
         self._failed |= set(client_ids)
-        for client_id in sorted(client_ids):
-            logger.error("Client %s could not be reconciled.", client_id, exc_info=error)
+        logs.left(client_ids, error, is_refused=is_refused)
 
 
 def mark_name(repository: ClientRepository, kind: str) -> str:
@@ -190,14 +207,3 @@ def pages(page_after: PageAfter) -> Iterator[Sequence[DeletionRecord]]:
     while page := page_after(after=after):
         yield page
         after = page[-1]
-
-
-@contextmanager
-def _no_condition() -> Iterator[None]:
-    """Log what is wrong with the mark, and go on."""
-    try:
-        yield
-    except KeyValueStoreError as error:
-        logger.warning(
-            "The mark in the key-value store could not be read or set: %s (%s)", error, error.cause
-        )

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -126,11 +126,12 @@ class DeletionService:
         """
         self._carry_out(Change(client_id, Action.RESTORE, actor, reason=reason, request_id=request_id))
 
-    def reconcile(self, *, since: timedelta | None = None) -> Reconciliation:
+    def reconcile(self, *, since: timedelta | None = None, audited: bool = False) -> Reconciliation:
         """Settle all that is pending, verify all that is due; safe anywhere, at any time.
 
         Where the key-value store has come back from an older copy of itself, all is done again that the copy
-        did not have. A store that has no mark cannot tell: `since` is how far back to do all again.
+        did not have. A store that has no mark cannot tell: `since` is how far back to do all again. One that
+        had lost what the ledger has no keys of any more makes it `blind`, until that was `audited`.
 
         A client whose entries the host cannot name or the store refuses, or whose row or record another
         transaction holds, is logged, left for the next time and counted as failed; it holds up no other.
@@ -140,9 +141,12 @@ class DeletionService:
         settled = self._sweep.all(self._settle, self._repository.pending)
         due = partial(self._repository.due, settled_for=self._verify_after)
         verified = self._sweep.all(self._verify, due)
-        left = settled.left | verified.left | repair.do_again(since)
+        blind = not audited and repair.needs_audit()
+        left = settled.left | verified.left | repair.do_again(since, needs_audit=blind)
         repair.forget_keys(self._keys_kept)
-        blind = repair.is_blind()
+        if repair.lacks_mark:  # its user may lack a right, which is no condition; or it is away
+            with suppress(EntriesRefusedError):
+                self._probe()
         return Reconciliation(settled.records, verified.records, len(left), blind)
 
     def delete_each(
@@ -243,7 +247,8 @@ class DeletionService:
         archive, before = self._archive(), None
         if isinstance(self._kv, RememberingStore):
             mark = self._kv.read_mark(mark_name(self._repository, self._kind))
-            if mark is None:
+            # One that is still to come was set while the database's clock ran ahead, and tells nothing.
+            if mark is None or mark.began > self._repository.now():
                 return
             before = mark.began
         after: int | None = None
@@ -335,7 +340,7 @@ class DeletionService:
         database_away, kv_away = None, None
         name = mark_name(self._repository, self._kind)
         try:
-            self._kv.apply(remove=[f"{name}:probe"], overwrite={})  # no such
+            self._probe()
             mark = self._kv.read_mark(name) if isinstance(self._kv, RememberingStore) else None
         except KeyValueStoreError as error:
             kv_away = f"{error} {error.cause}".rstrip()
@@ -344,7 +349,12 @@ class DeletionService:
             age = self._repository.now() - mark.ended if mark else None
         except RepositoryError as error:
             database_away = f"{error} {error.cause}".rstrip()
-        return Health(backlog, age, database_away, kv_away)
+        needs_audit = mark is not None and mark.needs_audit
+        return Health(backlog, age, database_away, kv_away, needs_audit)
+
+    def _probe(self) -> None:
+        """Raise KeyValueStoreError where the key-value store is away; there is no such entry."""
+        self._kv.apply(remove=[f"{mark_name(self._repository, self._kind)}:probe"], overwrite={})
 
     def history(self, client_id: str) -> Sequence[DeletionRecord]:
         """Return all that was done to a client, oldest first; raises InvalidClientIdError."""

@@ -1,18 +1,16 @@
 """A step, taken for all clients of whom something is to be done: none of them holds up the others."""
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from . import logs
 from .errors import BusyError, EntriesRefusedError, ForeignError, MythicClientsError, WrongEntriesError
 from .model import Holding
 from .ports import DeletionSteps
 from .repair import PageAfter, pages
-
-logger = logging.getLogger(__package__)
 
 
 class Step(Protocol):
@@ -60,7 +58,7 @@ class Sweep:
             return Swept(len(step(client_ids).records))
         except EntriesRefusedError as error:
             refused = error.client_ids or frozenset(client_ids)
-            swept = self._leave(refused, error.__cause__ or error)
+            swept = self._leave(refused, error.__cause__ or error, is_refused=True)
             others = [client_id for client_id in client_ids if client_id not in refused]
             return swept + self.take(step, others) if others else swept
         except Exception as error:  # the host's rule for entries failed: find out for whom, finish the others
@@ -69,21 +67,17 @@ class Sweep:
             if len(client_ids) > 1:
                 half = len(client_ids) // 2
                 return self.take(step, client_ids[:half]) + self.take(step, client_ids[half:])
-            return self._leave(client_ids, ForeignError.told(error))
+            return self._leave(client_ids, ForeignError.told(error), is_refused=False)
 
     def _left_to_others(self, page_after: PageAfter, known: Collection[str]) -> "Swept":
         """Return what is still to be done; one wait in vain is enough, or each held one would cost one."""
         left = {record.client_id for page in pages(page_after) for record in page} - set(known)
-        if left:
-            logger.warning(
-                "Clients left, for another transaction holds them: %d, %s first.", len(left), min(left)
-            )
+        logs.held(left)
         return Swept(left=frozenset(left))
 
-    def _leave(self, client_ids: Collection[str], error: BaseException) -> "Swept":
+    def _leave(self, client_ids: Collection[str], error: BaseException, *, is_refused: bool) -> "Swept":
         """Note that these could not be reconciled."""
-        for client_id in sorted(client_ids):
-            logger.error("Client %s could not be reconciled.", client_id, exc_info=error)
+        logs.left(client_ids, error, is_refused=is_refused)
         with suppress(BusyError):
             self._repository.note_failure(client_ids, f"{error}")
         return Swept(left=frozenset(client_ids))

@@ -140,7 +140,7 @@ def show_status(service: DeletionService, _client_id: str, asked: Asked, actor: 
             action=asked.action,
             actor=actor,
             request_id=asked.request_id,
-            cause="; ".join(away) or backlog,
+            cause="; ".join(away) or ("an audit is needed" if health.needs_audit else backlog),
         )
     return wire.status(health)
 

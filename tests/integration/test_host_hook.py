@@ -163,3 +163,20 @@ async def _later(session: Session, row: Any, action: str) -> None:
 def test_what_cannot_be_called_is_no_hook(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="before= takes a function"):
         SQLAlchemyRepository(SQLAlchemy(), before=wrong)
+
+
+@pytest.mark.parametrize("action", ["soft", "hard"])
+def test_one_that_returns_what_is_to_be_awaited_is_refused(mount: Callable[..., Host], action: str) -> None:
+    """It looks like a function, and did nothing."""
+    coroutines: list[Any] = []
+
+    def later(session: Session, row: Any, action: str) -> Any:
+        coroutines.append(_later(session, row, action))
+        return coroutines[-1]
+
+    host = _host(mount, later)
+    assert _act(host, action) == 503
+    assert [row.status for row in host.rows()] == [True]
+    assert host.records("acme") == []
+    for coroutine in coroutines:
+        coroutine.close()

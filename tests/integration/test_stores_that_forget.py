@@ -21,7 +21,7 @@ from tests import servers, topologies
 from tests.conftest import Running
 from tests.hosts import KeyValue
 
-from .scene import CONFIG, Scene, make_scene
+from .scene import AWAY, CONFIG, Scene, make_scene
 
 # As it comes: a copy now and then, and no log of what was written.
 AS_IT_COMES = ["--save", "3600 1 300 100 60 10000"]
@@ -204,7 +204,7 @@ class TestAMark:
             _add(scene)
             yield scene
 
-    def test_that_is_older_than_the_kept_keys_is_told_once_and_names_what_to_do(
+    def test_that_is_older_than_the_kept_keys_is_told_until_it_was_audited(
         self, scene: Scene, server: servers.Server, caplog: pytest.LogCaptureFixture
     ) -> None:
         scene.raw.save()
@@ -216,12 +216,18 @@ class TestAMark:
         self._make_older(scene, "2020-01-01")
         caplog.clear()
         run = scene.host.flask.test_cli_runner().invoke
-        result = run(args=["mythic-clients", "reconcile"])
-        assert result.exit_code == 1
-        assert "It needs an audit" in result.stderr
+        for command in ("reconcile", "reconcile", "status"):
+            result = run(args=["mythic-clients", command])
+            assert result.exit_code == 1
+            assert "It needs an audit: flask mythic-clients audit" in result.stderr
+            assert "then: flask mythic-clients reconcile --audited" in result.stderr
         assert "It needs an audit" in caplog.text
         assert _came_back(scene) == GONE  # nobody knows their keys
-        assert run(args=["mythic-clients", "reconcile"]).exit_code == 0
+        assert "mythic_deletions_needs_audit" in run(args=["mythic-clients", "status", "--prometheus"]).stdout
+        assert run(args=["mythic-clients", "audit", "--repair", "--min-age", "0s"]).exit_code == 0
+        assert _came_back(scene) == []
+        for command in ("reconcile --audited", "reconcile", "status"):
+            assert run(args=["mythic-clients", *command.split()]).exit_code == 0
 
     def test_keeps_keys_until_it_has_moved_past_their_verify(self, scene: Scene) -> None:
         _delete(scene, verified=True)
@@ -254,6 +260,15 @@ class TestAMark:
         assert "The mark in the key-value store could not be read" in warning.getMessage()
         assert scene.entries(GONE[0]) == []
         service._kv.close()
+
+    def test_that_cannot_be_read_because_the_store_is_away_is_an_outage_though_nothing_is_pending(
+        self, scene: Scene
+    ) -> None:
+        with scene.host.flask.app_context():
+            scene.host.clients.service._kv = AWAY
+        result = scene.host.flask.test_cli_runner().invoke(args=["mythic-clients", "reconcile"])
+        assert result.exit_code == 3
+        assert "The key-value store did not confirm" in result.stderr
 
     def _key(self, scene: Scene) -> str:
         (key,) = scene.raw.keys("mythic:clients:*:mark")

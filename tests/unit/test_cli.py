@@ -420,6 +420,17 @@ class TestManyAtOnce:
         assert (told["done"], [each["client_id"] for each in told["results"]]) == (2, ["acme", "b"])
         assert host.rows() == []
 
+    def test_a_file_may_begin_as_windows_writes_it_and_what_is_no_utf_8_is_told(
+        self, host: Host, store: MemoryStore, tmp_path: Path
+    ) -> None:
+        _add(host, store, "b")
+        (tmp_path / "ids").write_bytes(b"\xef\xbb\xbfacme\r\nb\xff\r\nb\r\n")
+        result = _run(host, "delete", "--from-file", str(tmp_path / "ids"))
+        assert result.exit_code == REFUSED
+        first, second, third = result.stdout.splitlines()
+        assert (first, third) == ("acme\tdone", "b\tdone")
+        assert "\tfailed\tA client id is a text" in second
+
     def test_a_file_is_not_asked_about_and_stands_in_place_of_ids(self, host: Host, tmp_path: Path) -> None:
         file = tmp_path / "ids"
         file.write_text("acme")
@@ -565,7 +576,7 @@ class TestReconcileAndStatus:
         assert _run(host, "reconcile").exit_code == REFUSED
         result = _run(host, "status", "--json")
         assert (result.exit_code, json.loads(result.stdout)["failed"]) == (REFUSED, 1)
-        assert "history ID" in result.stderr
+        assert "pending --failed" in result.stderr
         store.refuse()
         assert _run(host, "reconcile").exit_code == DONE
         assert _run(host, "status").exit_code == DONE

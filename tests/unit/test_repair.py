@@ -306,16 +306,22 @@ def test_all_keys_that_are_old_are_let_go_at_once(world: World, monkeypatch: pyt
     assert pages == []
 
 
-def test_a_store_that_has_lost_what_has_no_keys_any_more_is_told_once(
+def test_a_store_that_has_lost_what_has_no_keys_any_more_is_told_until_it_was_audited(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copy, mark = dict(world.kv._entries), world.mark
+    copy = dict(world.kv._entries)
     world.pass_(DAY.total_seconds())
     for _ in range(2):
         world.service.reconcile()
     world.kv._entries = copy
-    assert world.service.reconcile() == Reconciliation(0, 0, 0, blind=True)
-    assert f"remembers what was done until {mark}, and of some" in caplog.text
-    assert "It needs an audit" in caplog.text
+    for _ in range(3):
+        caplog.clear()
+        assert world.service.reconcile() == Reconciliation(0, 0, 0, blind=True)
+        assert "entries of removed clients may be back. It needs an audit" in caplog.text
+        assert world.service.health().needs_audit
+        assert not world.service.health().ok
+        assert "`reconcile --audited` once" in f"{world.service.check()}"
     assert world.came_back == ["a", "b"]
+    assert world.service.reconcile(audited=True) == Reconciliation(0, 0, 0)
     assert world.service.reconcile() == Reconciliation(0, 0, 0)
+    assert world.service.health().ok

@@ -7,7 +7,7 @@ host's has to run in Python: one statement where the database can, two elsewhere
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC
-from inspect import iscoroutinefunction, signature
+from inspect import isawaitable, iscoroutinefunction, signature
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -422,8 +422,8 @@ class UnitOfWork:
         removed: list[Any] = []
         if self._orm_removes or self._before is not None:
             sa.event.listen(session, "after_flush", lambda flushed, _: removed.extend(flushed.deleted))
-        if self._before is not None:
-            self._before(session, client.row, change.action)
+        if self._before is not None and isawaitable(self._before(session, client.row, change.action)):
+            raise ConfigurationError("before= returned what is to be awaited, and nobody does: let it act.")
         if change.action is Action.HARD:
             self._remove(session, client, key)
         else:
