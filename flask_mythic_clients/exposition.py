@@ -18,7 +18,7 @@ def exposition(kind: str, health: Health) -> str:
     for name, means, value in _gauges(health):
         if value is not None:
             lines += [f"# HELP {_NAME}_{name} {means}", f"# TYPE {_NAME}_{name} gauge"]
-            lines += [f'{_NAME}_{name}{{kind="{kind}"}} {value}']
+            lines += [f'{_NAME}_{name}{{kind="{kind}"}} {int(value)}']
     return "\n".join(lines) + "\n"
 
 
@@ -26,11 +26,8 @@ def _gauges(health: Health) -> Iterator[tuple[str, str, int | None]]:
     backlog = health.backlog
     what = "Whether nothing is pending, has failed, is overdue or away, and no audit is needed."
     yield "ok", what, int(health.ok)
-    yield (
-        "needs_audit",
-        "Whether the key-value store has lost too much to be repaired.",
-        int(health.needs_audit),
-    )
+    what = "Whether the key-value store has lost too much to be repaired."
+    yield "needs_audit", what, health.needs_audit
     yield "database_up", "Whether the database answers.", int(health.database_away is None)
     yield "kv_up", "Whether the key-value store answers.", int(health.kv_away is None)
     if backlog is not None:

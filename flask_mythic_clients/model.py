@@ -284,14 +284,14 @@ class Health:
     """How it stands; `backlog` is None where the database is away, and each cause where its store is well.
 
     `last_reconcile` is how long ago the last one ended that has gone all the way; None where the key-value
-    store does not know of one. `needs_audit` is what the key-value store's mark says.
+    store does not know of one. `needs_audit` is what the key-value store's mark says; None where it is away.
     """
 
     backlog: Backlog | None
     last_reconcile: timedelta | None
     database_away: str | None
     kv_away: str | None
-    needs_audit: bool = False
+    needs_audit: bool | None = None
 
     @property
     def ok(self) -> bool:

@@ -349,7 +349,7 @@ class DeletionService:
             age = self._repository.now() - mark.ended if mark else None
         except RepositoryError as error:
             database_away = f"{error} {error.cause}".rstrip()
-        needs_audit = mark is not None and mark.needs_audit
+        needs_audit = None if kv_away is not None else mark is not None and mark.needs_audit
         return Health(backlog, age, database_away, kv_away, needs_audit)
 
     def _probe(self) -> None:
