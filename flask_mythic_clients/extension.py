@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any, Protocol
 
 from flask import Blueprint, Flask, current_app
@@ -66,6 +67,8 @@ class MythicClients:
         for argument, function in (("entries", entries), ("verify_key", verify_key)):
             if function is not None and not callable(function):
                 raise ConfigurationError(f"{argument}= takes a function, not {type(function).__name__}.")
+            if iscoroutinefunction(function):
+                raise ConfigurationError(f"{argument}= takes a function that is not async: nobody awaits it.")
         if metrics is not None and not callable(getattr(metrics, "watch", None)):
             raise ConfigurationError(f"metrics= takes a metrics.Metrics, not {type(metrics).__name__}.")
         self._kind = check_kind(name)

@@ -400,7 +400,7 @@ class MemoryRepository:
         ages = [now - record.requested_at for record in records if record.settled_at is None]
         due = [record for record in records if _is_due(record, now - settled_for)]
         overdue = [record for record in due if _is_due(record, now - settled_for - OVERDUE)]
-        failed = [record for record in records if record.attempts and record.verified_at is None]
+        failed = [each for each in records if each.attempts and (each.settled_at is None or each in due)]
         return Backlog(len(ages), max(ages, default=None), len(due), len(overdue), len(failed))
 
     def now(self) -> datetime:

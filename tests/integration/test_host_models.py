@@ -287,3 +287,21 @@ def test_a_column_that_may_not_be_loaded_later_stops_no_preview(mount: Callable[
         assert preview.refused is None
         assert preview.columns.keys() == {"id", "name", "status"}
     assert host.delete("acme?hard=true").status_code == 200
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("hook", [None, lambda session, row, action: None], ids=["plain", "hook"])
+def test_a_column_that_ignores_case_in_the_database_alone_finds_nobody_else(
+    mount: Callable[..., Host], store: MemoryStore, hook: Any
+) -> None:
+    host = mount(columns={"before": hook})
+    with host.flask.app_context(), host.db.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE clients")
+        connection.exec_driver_sql(
+            "CREATE TABLE clients (id VARCHAR(40) COLLATE NOCASE PRIMARY KEY, name TEXT, status BOOLEAN)"
+        )
+    host.add(id="Acme")
+    for path in ("acme", "acme?hard=true"):
+        assert host.delete(path).status_code == 404
+    assert host.delete("Acme").status_code == 200
+    assert host.delete("Acme?hard=true").status_code == 200

@@ -4,6 +4,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from sqlalchemy.orm import object_session
 from flask_mythic_clients import KeyValueStoreError, StoreError
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.model import Action
+from tests.campaigns.proxy import Proxy
 from tests.hosts import Gate, Host, KeyValue, mounting
 
 from .scene import AWAY, CONFIG, Scene, crash, document, make_scene
@@ -372,3 +374,37 @@ def test_a_batch_whose_commit_is_not_answered_is_finished(
         assert scene.status() is None
         assert scene.entries() == []
         assert scene.pending() == 0
+
+
+def test_a_statement_that_was_prepared_before_a_migration_is_prepared_anew(
+    empty_database: Callable[[str], str],
+) -> None:
+    with mounting(empty_database("postgresql"), MemoryStore()) as mount:
+        options = {"pool_size": 1, "max_overflow": 0, "connect_args": {"prepare_threshold": 0}}
+        config = {"SQLALCHEMY_ENGINE_OPTIONS": options}
+        host = mount(columns={"before": lambda session, row, action: None}, config=config)
+        for id in ("before", "after"):
+            host.add(id=id)
+        assert host.delete("before").status_code == 200
+        with sa.create_engine(f"{host.flask.config['SQLALCHEMY_DATABASE_URI']}").begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE clients ALTER COLUMN name TYPE text")
+        assert host.delete("after").status_code == 200
+
+
+def test_a_database_that_hangs_is_waited_for_once(
+    empty_database: Callable[[str], str], empty_kv: Callable[[str], KeyValue]
+) -> None:
+    seconds = 1.5
+    url = sa.make_url(empty_database("mariadb"))
+    with closing(Proxy(url.render_as_string(hide_password=False))) as proxy:
+        options = {"connect_args": {"connect_timeout": 5, "read_timeout": seconds}}
+        config = {**CONFIG, "SQLALCHEMY_ENGINE_OPTIONS": options}
+        with make_scene(proxy.url, empty_kv("either"), config=config) as scene:
+            scene.add()
+            proxy.hang()
+            began = time.monotonic()
+            assert scene.host.delete("acme").status_code == 503
+            took = time.monotonic() - began
+            proxy.passing()
+            assert seconds <= took < 2 * seconds
+            assert scene.host.delete("acme").status_code == 200

@@ -24,6 +24,8 @@ from flask_mythic_clients.auth import create_key, digest
 from flask_mythic_clients.backends.memory import MemoryRepository, MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
 
+from ..hosts import client_model
+
 KEYS = {"clients": create_key(), "organizations": create_key()}
 CONFIG = {
     "MYTHIC_CLIENTS_ADMIN_KEYS": {"ops": digest(KEYS["clients"])},
@@ -200,6 +202,21 @@ class TestRefusedAtStartUp:
         options: Any = {argument: "client:{id}"}
         with pytest.raises(ConfigurationError, match=rf"^{argument}= takes a function, not str"):
             MythicClients(repository=MemoryRepository(), kv=MemoryStore(), **options)
+
+    @pytest.mark.parametrize("argument", ["entries", "verify_key"])
+    def test_a_function_that_is_async(self, argument: str) -> None:
+        async def later(_: Any) -> None:
+            """Do nothing."""
+
+        options: Any = {argument: later}
+        with pytest.raises(ConfigurationError, match=rf"^{argument}= takes a function that is not async"):
+            MythicClients(repository=MemoryRepository(), kv=MemoryStore(), **options)
+
+    def test_an_id_that_is_no_name(self) -> None:
+        db = SQLAlchemy()
+        model: Any = client_model(db)
+        with pytest.raises(ConfigurationError, match=r"^Client has no column .*: pass id="):
+            SQLAlchemyRepository(db, model, id=model.id)
 
     @pytest.mark.parametrize("ledger", ["", "Deletions", "audit.deletions", "x" * 49, "1x", "a b", None, 7])
     def test_a_name_that_is_no_tables(self, ledger: Any) -> None:

@@ -21,13 +21,15 @@ def findings(nodes: Nodes, name: str) -> Iterator[Finding]:
     for node in nodes.every():
         subject = f"key-value store {node.name}".rstrip()
         key = nodes.key_on(node, f"{name}:check:{secrets.token_hex(8)}")
-        yield from _of_rights(node, key, subject)
         (of_server,) = node.send([("", ("INFO",))])
-        if isinstance(of_server, Mapping):  # else its user may not ask
+        may_ask = isinstance(of_server, Mapping)
+        if may_ask and nodes.take_many and of_server.get("redis_mode") == "cluster":
+            problem = "It is a node of a cluster, and has a part of the entries alone."
+            yield Finding(subject, problem, "Make the store by RedisStore.from_url(url, cluster=True).")
+            continue
+        yield from _of_rights(node, key, subject)
+        if may_ask:
             yield from _of_server(node, of_server, subject)
-            if nodes.take_many and of_server.get("redis_mode") == "cluster":
-                problem = "It is a node of a cluster, and has a part of the entries alone."
-                yield Finding(subject, problem, "Make the store by RedisStore.from_url(url, cluster=True).")
 
 
 def _of_rights(node: Node, key: str, subject: str) -> Iterator[Finding]:

@@ -281,7 +281,7 @@ class Ledger:
             sa.func.min(of_pending),
             sa.func.count(sa.case((self._due(dialect, settled_for), 1))),
             sa.func.count(sa.case((self._due(dialect, settled_for + OVERDUE), 1))),
-            sa.func.count(sa.case((c.attempts > 0, 1))),
+            sa.func.count(sa.case(((c.attempts > 0) & (self._pending | self._due(dialect, settled_for)), 1))),
         ).where(self._unverified)
         now, pending, oldest, due, overdue, failed = connection.execute(query).one()
         age = dialect.aware(now) - dialect.aware(oldest) if oldest else None

@@ -95,7 +95,7 @@ class ClientRows:
     def __init__(self, model: type[Any], id: str, status: str | Status) -> None:
         self.model = model
         self.mapper = _mapper(model)
-        if id not in self.mapper.columns:
+        if not isinstance(id, str) or id not in self.mapper.columns:
             raise ConfigurationError(
                 f"{model.__name__} has no column {id!r}: pass id=… with one of {self._names()}."
             )

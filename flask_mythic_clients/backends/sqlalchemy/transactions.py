@@ -17,6 +17,7 @@ from .dialects import Dialect, Verdict
 _T = TypeVar("_T")
 Begin: TypeAlias = Callable[[sa.Engine], AbstractContextManager[Any]]
 """Opens a session, or a connection, in a transaction of our own."""
+_HANGS = 1.0  # seconds
 _OUTAGES = {Verdict.AWAY, Verdict.BUSY, Verdict.CONFLICT}
 _REFUSALS = {Verdict.CONSTRAINT, Verdict.REFUSED, Verdict.MAPPING}
 
@@ -63,10 +64,11 @@ class Transactions:
 
         Raises RefusedError where something forbids it.
         """
-        tries, dialect = _Tries(), self.dialect
+        dialect = self.dialect
         with ExitStack() as turn:
             if client_id or not dialect.locks_rows:  # of many there is no turn: each has one of its own
                 dialect.turns.take(client_id if dialect.locks_rows else "", turn)
+            tries = _Tries()
             while True:
                 try:
                     with self.refusals(), begin(self.engine) as transaction:
@@ -93,12 +95,13 @@ class Transactions:
     @contextmanager
     def hold(self, step: Callable[[Session, Dialect], _T], client_ids: Collection[str]) -> Iterator[_T]:
         """Take the step and leave its transaction open for the block; commit at its end."""
-        tries, dialect = _Tries(), self.dialect
+        dialect = self.dialect
         with ExitStack() as stack:
             if not dialect.locks_rows:
                 dialect.turns.take("", stack)
             elif len(client_ids) == 1:
                 dialect.turns.take(next(iter(client_ids)), stack)
+            tries = _Tries()
             while True:
                 try:
                     with ExitStack() as opened:
@@ -128,13 +131,14 @@ class Transactions:
         dialect = self.dialect
         with ExitStack() as turn, ExitStack() as stack:
             dialect.turns.take(client_id if dialect.locks_rows else "", turn)
+            began = time.monotonic()
             begun: Begun | None = None
             try:
                 transaction, begun = stack.enter_context(begin(self.engine, dialect))
             except sa.exc.SQLAlchemyError as error:
                 # They would wait as long again, or be told the same; but not on a fresh connection.
                 lasting = {Verdict.BUSY, Verdict.AWAY, *([Verdict.UNKNOWN] if knows else [])}
-                if dialect.verdict(error) in lasting and not getattr(error, "connection_invalidated", False):
+                if dialect.verdict(error) in lasting and not _was_dead(error, began):
                     raise self._translated(error) from self._told(error)
             except UndecidedError:
                 pass
@@ -176,8 +180,8 @@ class Transactions:
 
     def _failed(self, tries: "_Tries", error: sa.exc.SQLAlchemyError) -> None:
         """Pause before another try, or raise the error translated."""
-        if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated and not tries.reconnected:
-            tries.reconnected = True  # a dead connection of the pool, which is empty now
+        if _was_dead(error, tries.began) and not tries.reconnected:
+            tries.reconnected = True
         elif self.dialect.verdict(error) is not Verdict.CONFLICT or not tries.left:
             raise self._translated(error) from self._told(error)
         tries.left -= 1
@@ -218,6 +222,18 @@ class _Tries:
 
     left = 4
     reconnected = False
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+
+
+def _was_dead(error: sa.exc.SQLAlchemyError, began: float) -> bool:
+    """Whether the connection that the pool gave was dead; now that is empty, and gives a fresh one.
+
+    What took longer to find out is a database that hangs: it would be waited for once more.
+    """
+    is_dead = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
+    return is_dead and time.monotonic() - began < _HANGS
 
 
 _MESSAGES = {

@@ -256,10 +256,18 @@ class PostgreSQL(Dialect):
     def verdict(self, error: sa.exc.SQLAlchemyError) -> Verdict:
         """Fulfil `Dialect.verdict`: what the server does not say of itself, a trigger has said."""
         verdict = super().verdict(error)
-        state = self.code(getattr(error, "orig", None))
+        said = getattr(error, "orig", None)
+        state = self.code(said)
+        if state == _NOT_SUPPORTED and "cached plan" in f"{said}":
+            return (
+                Verdict.CONFLICT
+            )  # a migration was there: at the rollback the driver forgets what it prepared
         if verdict is Verdict.UNKNOWN and state is not None and state[:2] not in _OF_ITSELF:
             return Verdict.REFUSED
         return verdict
+
+
+_NOT_SUPPORTED = "0A000"
 
 
 def _keeps_prepared(engine: sa.Engine) -> bool:

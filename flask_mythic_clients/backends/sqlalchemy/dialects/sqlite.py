@@ -149,6 +149,11 @@ class SQLite(Dialect):
         """Fulfil `Dialect.ago`."""
         return sa.func.strftime(_TIME, "now", f"-{duration.total_seconds():.3f} seconds")
 
+    def same(self, column: sa.Column[Any], key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Fulfil `Dialect.same`: a column may be made to ignore case, in the database alone."""
+        same = super().same(column, key)
+        return same & (column.collate("BINARY") == key) if isinstance(column.type, sa.String) else same
+
     def code(self, said: Any) -> Any:
         """Fulfil `Dialect.code`: the name of the code, in full where it tells constraints apart."""
         name = getattr(said, "sqlite_errorname", "")
