@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
 
 from flask_mythic_clients import EntriesRefusedError
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.redis import RedisStore
-from flask_mythic_clients.model import Action, Change, Reconciliation
+from flask_mythic_clients.model import Action, Change, Reconciliation, Result
 from tests.hosts import KeyValue, mounting
 
 from .scene import AWAY, Scene, make_scene
@@ -324,3 +325,55 @@ def test_two_batches_of_one_process_do_not_wait_for_each_other(
             changes = [Change(id, Action.SOFT, "tests") for id in IDS[:6]]
             assert repository.record_each(changes, service._entries).recorded == {*IDS[:6]}
             assert told == ["begun", {*IDS[6:]}]
+
+
+SLOW = {
+    "postgresql": (
+        "CREATE FUNCTION slow(text) RETURNS boolean LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(0.02); RETURN true; END $$",
+        "ALTER TABLE clients ADD CHECK (slow(name)) NOT VALID",
+    ),
+    "mariadb": ("CREATE TRIGGER slow BEFORE UPDATE ON clients FOR EACH ROW SET @slow = SLEEP(0.02)",),
+}
+LIMITS = {
+    "postgresql": {"options": "-c statement_timeout=400"},
+    "mariadb": {"init_command": "SET max_statement_time=0.4"},
+}
+
+
+@pytest.mark.parametrize("database_url", SERVERS, indirect=True)
+def test_many_that_take_longer_than_a_statement_may_are_parted(database_url: str) -> None:
+    kind = sa.make_url(database_url).get_backend_name()
+    options = {"SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": LIMITS[kind]}}
+    ids = [f"c{number:02}" for number in range(40)]
+    with mounting(database_url, MemoryStore()) as mount:
+        host = mount(config=options)
+        for id in ids:
+            host.add(id=id)
+        with host.flask.app_context():
+            with host.db.engine.begin() as connection:
+                for statement in SLOW[kind]:
+                    connection.exec_driver_sql(statement)
+            told = list(host.clients.service.delete_each(ids, hard=False, actor="tests"))
+        assert {each.result for each in told} == {Result.DONE}
+        assert {row.status for row in host.rows()} == {False}
+
+
+@pytest.mark.parametrize("database_url", SERVERS, indirect=True)
+def test_a_row_of_one_that_is_held_makes_the_many_wait_little(database_url: str) -> None:
+    ids = [f"c{number:02}" for number in range(32)]
+    db = SQLAlchemy()
+    key = sa.Column("client_id", sa.ForeignKey("clients.id", ondelete="CASCADE"))
+    notes = db.Table("notes", sa.Column("id", sa.Integer, primary_key=True), key, sa.Column("text", sa.Text))
+    with mounting(database_url, MemoryStore()) as mount:
+        host = mount(db=db)
+        for id in ids:
+            host.add(id=id)
+        with host.flask.app_context(), host.db.engine.connect() as other:
+            other.execute(notes.insert().values(id=1, client_id="c03", text="old"))
+            other.commit()
+            other.execute(notes.update().values(text="new"))
+            began = time.monotonic()
+            told = list(host.clients.service.delete_each(ids, hard=True, actor="tests"))
+            assert time.monotonic() - began < 4  # of which a second is that one's own
+        assert [each.client_id for each in told if each.result is not Result.DONE] == ["c03"]

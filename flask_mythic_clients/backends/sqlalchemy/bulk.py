@@ -47,7 +47,7 @@ class Bulk:
         self._cascades = cascades
         named, table = rows.named_by_keys(dialect), rows.id.table
         found = rows.all_of(sa.select(*rows.brief(templates.columns if templates else ())))
-        found = found.where(named, dialect.step_1)
+        found = found.where(named, dialect.step_1_of_many)
         self._lock = found.with_for_update(of=rows.mapper.tables, skip_locked=True)
         self._there = sa.select(rows.id.label("id")).where(named)
         change = dml(rows, action, dialect).where(named)

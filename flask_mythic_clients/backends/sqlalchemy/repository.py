@@ -53,7 +53,7 @@ from .refusals import holding_back, refusal, taken_along, touched_by_the_orm
 from .rows import PAGE, ClientRows, metadata_of
 from .sessions import HostSession, sessions_of
 from .status import Status
-from .transactions import RefusedError, Transactions, UndecidedError
+from .transactions import RefusedError, TookTooLongError, Transactions, UndecidedError
 
 # Those alive: clients of one kind may go along with another's.
 _REPOSITORIES: "WeakSet[SQLAlchemyRepository]" = WeakSet()
@@ -182,6 +182,10 @@ class SQLAlchemyRepository:
                 plans[kind] = self._bulk(dialect, action, entries, each_alone=True)
             except (KeptError, RefusedError):
                 return None
+            except TookTooLongError:
+                if len(changes) == 1:
+                    raise
+                return None  # fewer may take less
 
     def inactive(self, *, for_at_least: timedelta, after: Inactive | None) -> Sequence[Inactive]:
         """Fulfil `ports.BulkSteps.inactive`."""

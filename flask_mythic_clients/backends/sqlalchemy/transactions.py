@@ -18,7 +18,8 @@ _T = TypeVar("_T")
 Begin: TypeAlias = Callable[[sa.Engine], AbstractContextManager[Any]]
 """Opens a session, or a connection, in a transaction of our own."""
 _HANGS = 1.0  # seconds
-_OUTAGES = {Verdict.AWAY, Verdict.BUSY, Verdict.CONFLICT}
+_LASTING = {Verdict.BUSY, Verdict.TOO_LONG, Verdict.AWAY}
+_OUTAGES = {*_LASTING, Verdict.CONFLICT}
 _REFUSALS = {Verdict.CONSTRAINT, Verdict.REFUSED, Verdict.MAPPING}
 
 
@@ -28,6 +29,10 @@ class UndecidedError(Exception):
     def __init__(self, *, for_good: bool = False) -> None:
         super().__init__()
         self.for_good = for_good
+
+
+class TookTooLongError(RepositoryError):
+    """The database did not answer in the time that its user may take."""
 
 
 class RefusedError(Exception):
@@ -137,7 +142,7 @@ class Transactions:
                 transaction, begun = stack.enter_context(begin(self.engine, dialect))
             except sa.exc.SQLAlchemyError as error:
                 # They would wait as long again, or be told the same; but not on a fresh connection.
-                lasting = {Verdict.BUSY, Verdict.AWAY, *([Verdict.UNKNOWN] if knows else [])}
+                lasting = _LASTING | {Verdict.UNKNOWN} if knows else _LASTING
                 if dialect.verdict(error) in lasting and not _was_dead(error, began):
                     raise self._translated(error) from self._told(error)
             except UndecidedError:
@@ -202,6 +207,8 @@ class Transactions:
         verdict = self.dialect.verdict(error)
         if verdict is Verdict.BUSY:
             return BusyError()
+        if verdict is Verdict.TOO_LONG:
+            return TookTooLongError()
         if verdict is not Verdict.OUTDATED:
             return RepositoryError(_MESSAGES.get(verdict))
         lacks = ""

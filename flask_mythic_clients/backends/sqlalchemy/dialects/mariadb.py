@@ -48,6 +48,7 @@ class MariaDB(Dialect):
     verdicts: ClassVar = {
         1213: Verdict.CONFLICT,
         1205: Verdict.BUSY,
+        1969: Verdict.TOO_LONG,
         **dict.fromkeys((1146, 1054), Verdict.OUTDATED),
         # Nobody is let in, too many connections, shutting down, killed, no memory, no disk.
         **dict.fromkeys((1045, 1049, 1129, 1130, 1698, 1040, 1053, 1317, 1927), Verdict.AWAY),

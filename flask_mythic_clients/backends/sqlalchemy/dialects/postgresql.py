@@ -72,6 +72,8 @@ class PostgreSQL(Dialect):
     # Where the host does not wait for the disk, this does: what is done to the key-value store cannot be
     # undone. Nothing else is changed: who waits for a standby still does, who does not must not begin to.
     step_1 = _set(f"{WAIT * 1000}ms", sa.func.replace(_SYNCHRONOUS_COMMIT, "off", "local"))
+    # What one of many waits for, such as a row that goes along, each half of them would wait for again.
+    step_1_of_many = _set("100ms", sa.func.replace(_SYNCHRONOUS_COMMIT, "off", "local"))
     # No wait for the disk: a stamp that a crash loses is only made again. More than its deadlock_timeout is
     # waited, or a deadlock of two that settle would never be found out.
     step_2 = _set(f"{WAIT * 1250}ms", "off")
@@ -92,6 +94,7 @@ class PostgreSQL(Dialect):
     verdicts: ClassVar = {
         **dict.fromkeys(("40001", "40P01"), Verdict.CONFLICT),
         "55P03": Verdict.BUSY,
+        "57014": Verdict.TOO_LONG,
         **dict.fromkeys(("42P01", "42703"), Verdict.OUTDATED),
         # No connection, no resources, an administrator's or the system's end of it; a standby.
         **dict.fromkeys(("08", "53", "57", "58", "25006"), Verdict.AWAY),

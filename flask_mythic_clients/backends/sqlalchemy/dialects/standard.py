@@ -65,6 +65,7 @@ class Verdict(Enum):
     CONFLICT = auto()  # one of two transactions in each other's way was rolled back: take the step again
     BUSY = auto()  # another transaction held something for too long
     OUTDATED = auto()  # a table or a column is missing
+    TOO_LONG = auto()  # the statement took longer than its user may
     AWAY = auto()  # no connection, or a server that can do nothing for anybody
     CONSTRAINT = auto()  # a constraint forbids it
     REFUSED = auto()  # a trigger, a rule or a policy forbids it
@@ -98,6 +99,8 @@ class Dialect:
     """Makes a time that was read an aware one, in UTC; most keep it in UTC, without its zone."""
     step_1: ClassVar[sa.ColumnElement[bool]] = sa.true()
     """A condition that is true, and sets what holds for the rest of step 1's transaction."""
+    step_1_of_many: ClassVar[sa.ColumnElement[bool]] = sa.true()
+    """The same for many clients in one transaction."""
     step_2: ClassVar[sa.ColumnElement[bool]] = sa.true()
     """The same for step 2's, and that of verify."""
     durable: ClassVar[sa.Select[Any] | None] = None
