@@ -19,7 +19,7 @@ from flask_mythic_clients.errors import ConfigurationError
 from flask_mythic_clients.model import Looked, Wrong
 from flask_mythic_clients.sampling import in_line_at_least
 
-from ..hosts import Host, mounting
+from ..hosts import Host, client_model, mounting
 from .test_archive import run
 
 P, M, S = "postgresql", "mariadb", "sqlite"
@@ -276,6 +276,28 @@ class TestBothWays:
         store.set("client:gone", "x")
         store.set("client:admin@example.com", "active")
         assert list(found(host, repair=True)) == [("gone", "client:gone")]
+
+    @pytest.mark.parametrize("character_set", ["ascii", "latin1", "utf8mb3", "utf8mb4"])
+    def test_a_key_that_no_column_could_hold_is_nobodys(
+        self, empty_database: Callable[[str], str], store: MemoryStore, character_set: str
+    ) -> None:
+        """MariaDB does not compare what it cannot write in one character set."""
+        db, config = SQLAlchemy(), {"MYTHIC_CLIENTS_KV_KEYS": ["token:{token}"]}
+        model = client_model(db, token=mapped_column(sa.String(40)))
+        texts = {"ascii": "t", "latin1": "tü", "utf8mb3": "t☃", "utf8mb4": "t🦊"}
+        with mounting(empty_database("mariadb"), store) as mount:
+            host = mount(db=db, model=model, config=config)
+            with host.flask.app_context(), host.db.engine.begin() as connection:
+                connection.exec_driver_sql(
+                    f"ALTER TABLE clients MODIFY token VARCHAR(40) CHARACTER SET {character_set}"
+                )
+            host.add(id="a", token=texts[character_set])
+            for text in (*texts.values(), "stray 🦊"):
+                store.set(f"token:{text}", "cached")
+            told = wrong(found(host, min_age=timedelta(0)))
+        nobodys = {*texts.values(), "stray 🦊"} - {texts[character_set]}
+        orphans = {key for (_, key), what in told.items() if what is Wrong.ORPHAN}
+        assert orphans == {f"token:{text}" for text in nobodys}
 
     def test_a_row_without_an_id_is_no_client(self, mount: Callable[..., Host], store: MemoryStore) -> None:
         db = SQLAlchemy()

@@ -411,7 +411,7 @@ def kept_keys(value: Any) -> Any:
     """
     if isinstance(value, (str, bytes)):
         value = json.loads(value)
-    if not isinstance(value, (list, tuple, dict)):
+    if not isinstance(value, (list, tuple)) and not (isinstance(value, dict) and "sha256" in value):
         raise ConfigurationError(
             f"The engine reads a JSON array as {type(value).__name__}: let its json_deserializer do as "
             "json.loads does."

@@ -25,7 +25,7 @@ def owners(
         if dialect.hides(connection, table):
             raise ConfigurationError(f"A policy, or a view, may hide rows of {table}.")
     found = (rows.value_of(names[0], text, dialect) for text in among)
-    values = [value for value in found if value is not None]
+    values = dialect.holdable(connection, columns[0], [value for value in found if value is not None])
     integer = isinstance(columns[0].type, sa.Integer)
     type_: Any = sa.BigInteger() if integer else columns[0].type
     if rows.is_plain(names[0], dialect):

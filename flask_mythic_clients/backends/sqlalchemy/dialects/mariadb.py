@@ -229,6 +229,15 @@ class MariaDB(Dialect):
         microseconds = duration // timedelta(microseconds=1)
         return sa.func.timestampadd(sa.text("MICROSECOND"), -microseconds, self.time_for(type_))
 
+    def holdable(self, connection: sa.Connection, column: sa.Column[Any], values: list[Any]) -> list[Any]:
+        """Fulfil `Dialect.holdable`: an older column has a character set with few characters."""
+        if all(not isinstance(value, str) or value.isascii() for value in values):
+            return values
+        table: Any = column.table
+        at = {"of_schema": table.schema, "of_table": table.name, "of_column": column.name}
+        codec = _CODECS.get(f"{connection.scalar(_CHARACTER_SET, at)}")
+        return values if codec is None else [value for value in values if _is_encodable(value, codec)]
+
     def same(self, column: sa.Column[Any], key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Fulfil `Dialect.same`: its usual collations find "Acme" where "acme" is asked for."""
         same = super().same(column, key)
@@ -252,6 +261,24 @@ class MariaDB(Dialect):
             if number >= _HOSTS or number < 0:  # PyMySQL reads a large one as negative
                 return Verdict.REFUSED
         return verdict
+
+
+_CHARACTER_SET = sa.text(
+    "SELECT character_set_name FROM information_schema.columns WHERE table_schema = coalesce(:of_schema,"
+    " database()) AND table_name = :of_table AND column_name = :of_column"
+)
+# Character set → Python's codec of it; one of the others may have any character.
+_CODECS = {"ascii": "ascii", "latin1": "cp1252", "utf8mb3": "ucs-2", "utf8": "ucs-2"}
+
+
+def _is_encodable(text: str, codec: str) -> bool:
+    if codec == "ucs-2":  # which Python has not
+        return max(text, default="") <= "\uffff"
+    try:
+        text.encode(codec)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _OF_TABLES = ("TABLE_SCHEMA", "TABLE_NAME", "ENGINE")

@@ -276,6 +276,10 @@ class Dialect:
         """Whether the column, of a plain type, is one of the values of that parameter."""
         return column.in_(sa.bindparam(name, type_=type_, expanding=True))
 
+    def holdable(self, connection: sa.Connection, column: sa.Column[Any], values: list[Any]) -> list[Any]:  # noqa: ARG002
+        """Return those of the values that the column could hold; comparing it to others may raise."""
+        return values
+
     def same(self, column: sa.Column[Any], key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Whether the column is this id, to the letter."""
         return column == key
