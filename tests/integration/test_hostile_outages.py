@@ -379,14 +379,15 @@ def test_a_batch_whose_commit_is_not_answered_is_finished(
 def test_a_statement_that_was_prepared_before_a_migration_is_prepared_anew(
     empty_database: Callable[[str], str],
 ) -> None:
-    with mounting(empty_database("postgresql"), MemoryStore()) as mount:
+    url = empty_database("postgresql")
+    with mounting(url, MemoryStore()) as mount:
         options = {"pool_size": 1, "max_overflow": 0, "connect_args": {"prepare_threshold": 0}}
         config = {"SQLALCHEMY_ENGINE_OPTIONS": options}
         host = mount(columns={"before": lambda session, row, action: None}, config=config)
         for id in ("before", "after"):
             host.add(id=id)
         assert host.delete("before").status_code == 200
-        with sa.create_engine(f"{host.flask.config['SQLALCHEMY_DATABASE_URI']}").begin() as connection:
+        with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
             connection.exec_driver_sql("ALTER TABLE clients ALTER COLUMN name TYPE text")
         assert host.delete("after").status_code == 200
 

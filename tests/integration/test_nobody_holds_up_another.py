@@ -281,7 +281,7 @@ def test_a_batch_of_very_many_locks_nobody_else(empty_database: Callable[[str], 
 
             def look(*event: Any) -> None:
                 if "UPDATE clients SET" in event[2] or "DELETE FROM clients" in event[2]:
-                    with sa.create_engine(host.db.engine.url).connect() as other:
+                    with sa.create_engine(host.db.engine.url, poolclass=sa.NullPool).connect() as other:
                         free = sa.select(table.c.id).with_for_update(skip_locked=True)
                         looked.append(other.scalars(free.where(table.c.id.in_(others[:50]))).all())
 
@@ -293,7 +293,7 @@ def test_a_batch_of_very_many_locks_nobody_else(empty_database: Callable[[str], 
             ledger = host.model.metadata.tables["client_deletions"]
             with repository.settle(ids) as holding:
                 assert len(holding.records) == 1000
-                with sa.create_engine(host.db.engine.url).connect() as other:
+                with sa.create_engine(host.db.engine.url, poolclass=sa.NullPool).connect() as other:
                     free = sa.select(ledger.c.client_id).with_for_update(skip_locked=True)
                     assert other.scalars(free.where(ledger.c.client_id == "aaa")).all() == ["aaa"]
 
