@@ -24,7 +24,7 @@ class Client(ClientColumns, Base):
     """A client that knows the value of one of its entries."""
 
     def entry_values(self) -> dict[str, str]:
-        """Fulfil the package's `EntryValues`."""
+        """Return key → value of the entry that follows from the row."""
         return {f"client:{self.id}": document(self.id, self.status)}
 
 

@@ -20,6 +20,7 @@ from .errors import (
     MythicClientsError,
     OtherClientsError,
     RepositoryError,
+    StatementTimeoutError,
     StoreError,
     WrongEntriesError,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "MythicClientsError",
     "OtherClientsError",
     "RepositoryError",
+    "StatementTimeoutError",
     "StoreError",
     "WrongEntriesError",
     "client_hard_deleted",

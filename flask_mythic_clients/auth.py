@@ -12,7 +12,7 @@ from flask import Response
 from flask_httpauth import HTTPTokenAuth
 from werkzeug.datastructures import Authorization
 
-from .model import is_text
+from .model import is_actor
 from .rights import EVERY_RIGHT, Right, WithRights
 
 VerifyKey: TypeAlias = Callable[[str], str | tuple[str, Iterable[str]] | None]
@@ -35,7 +35,7 @@ class Caller:
         is_pair = isinstance(verified, tuple) and len(verified) == 2
         name, may = verified if is_pair else (verified, EVERY_RIGHT)
         # A text is an iterable of its letters; a mapping may say `"hard": False`.
-        if not is_text(name) or isinstance(may, (str, bytes, Mapping)):
+        if not is_actor(name) or isinstance(may, (str, bytes, Mapping)):
             return None
         try:
             given = frozenset(may)

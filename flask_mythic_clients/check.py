@@ -9,7 +9,7 @@ from .entries import EntryRule, KeyTemplates
 from .errors import EntriesRefusedError, ForeignError, StoreError
 from .model import OVERDUE, Finding
 from .ports import CheckedRepository, CheckedStore, ClientRepository, KeyValueStore, RememberingStore
-from .repair import mark_name
+from .repair import LOST, NEEDS_AUDIT, mark_name
 
 NO_MARK = Finding(
     "key-value store",
@@ -95,9 +95,8 @@ def _of_reconcile(
     if mark.needs_audit or repository.has_forgotten(since=mark.began):
         yield Finding(
             "key-value store",
-            "It had lost what was done up to some time, and of some of that the ledger has no keys any more.",
-            "It needs an audit: run `audit`, see what it would repair, repair it, and then run "
-            "`reconcile --audited` once.",
+            f"It {LOST}",
+            f"It {NEEDS_AUDIT}",
         )
     elif not late and repository.now() - mark.ended > OVERDUE:
         yield Finding(

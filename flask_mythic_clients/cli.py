@@ -10,13 +10,11 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import IO, Any
-from uuid import uuid4
+from uuid import UUID
 
 import click
 from flask import current_app
 from flask.cli import AppGroup
-from werkzeug.exceptions import HTTPException
-from werkzeug.routing import RoutingException
 
 from .auth import create_key, digest
 from .cli_many import add_many, delete_each
@@ -46,6 +44,7 @@ from .printing import (
     print_rows,
     text,
 )
+from .repair import LOST, NEEDS_AUDIT
 from .rights import Right
 from .service import DeletionService
 
@@ -205,11 +204,7 @@ def _add_reconcile(group: AppGroup, service: DeletionService) -> None:
         else:
             click.echo(f"settled {done.settled}, verified {done.verified}, failed {done.failed}")
         if done.blind:
-            click.echo(
-                "The key-value store has lost more than the ledger has keys of. "
-                + _audit(f"flask {group.name}"),
-                err=True,
-            )
+            click.echo(f"The key-value store {LOST} It {NEEDS_AUDIT}", err=True)
         context.exit(REFUSED if done.failed or done.blind else 0)
 
 
@@ -247,9 +242,9 @@ def _covered(kind: str) -> Iterator[Finding]:
         if not rule.endpoint.startswith(f"mythic_{kind}.") or rule.methods is None:
             continue
         method = min(rule.methods - {"OPTIONS", "HEAD"})
-        for client_id in ("7", "acme", f"{uuid4()}"):
+        for client_id in ("7", "acme", f"{UUID(int=7)}"):
             path = rule.rule.replace("<client_id>", client_id)
-            with suppress(HTTPException, RoutingException):
+            with suppress(Exception):  # no such route for that id; or a converter of the app's fails
                 endpoint, _ = routes.match(path, method=method)
                 if endpoint != rule.endpoint:
                     yield Finding(
@@ -436,15 +431,8 @@ def _health(health: Health) -> dict[str, Any]:
     ages = {
         name: round(value.total_seconds()) for name, value in found.items() if isinstance(value, timedelta)
     }
-    return {**found, **ages, "database": health.database_away is None, "kv": health.kv_away is None}
-
-
-def _audit(commands: str | None) -> str:
-    """Tell what to do about a store that has lost too much."""
-    return (
-        f"It needs an audit: {commands} audit, and with --repair once you have seen what it would do; "
-        f"then: {commands} reconcile --audited"
-    )
+    stores = {"database": health.database_away is None, "kv": health.kv_away is None}
+    return {**found, **ages, **stores, "needs_audit": health.needs_audit}
 
 
 def _repairs(health: Health, commands: str) -> Iterator[str]:
@@ -455,7 +443,7 @@ def _repairs(health: Health, commands: str) -> Iterator[str]:
     if health.kv_away is not None:
         yield f"The key-value store is away: {health.kv_away} When it is back: {commands} reconcile"
     if health.needs_audit:
-        yield f"The key-value store has lost more than the ledger has keys of. {_audit(commands)}"
+        yield f"The key-value store {LOST} It {NEEDS_AUDIT}"
     if backlog and backlog.failed:
         yield (
             f"Failed: mend what they met last, which stands in `{commands} pending --failed` and in the log "

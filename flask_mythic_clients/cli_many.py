@@ -11,7 +11,7 @@ import click
 from flask.cli import AppGroup
 
 from .config import commands
-from .model import Action, DeletionRecord, Outcome, Result, is_client_id, is_request_id, is_text
+from .model import Action, DeletionRecord, Outcome, Result, is_actor, is_client_id, is_request_id, is_text
 from .options import (
     REFUSED,
     TEXT_FILE,
@@ -264,7 +264,7 @@ def _record(told: Mapping[str, Any], group: str) -> DeletionRecord:
     if commands(told["kind"]) != group:
         raise _OtherKindError(f"it is of {told['kind']}: give it to `flask {commands(told['kind'])} replay`.")
     at = datetime.fromisoformat(told["requested_at"])
-    if not is_client_id(told["client_id"]) or at.tzinfo is None or not is_text(told["actor"]):
+    if not is_client_id(told["client_id"]) or at.tzinfo is None or not is_actor(told["actor"]):
         raise ValueError
     reason, request_id = told.get("reason"), told.get("request_id")
     if not (reason is None or is_text(reason)) or not (request_id is None or is_request_id(request_id)):

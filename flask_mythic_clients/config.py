@@ -45,11 +45,10 @@ class Settings:
             if not key.startswith(setting(kind, "")):
                 continue
             if key not in known:
-                of_another = key.endswith(tuple(f"_{name}".upper() for name in _READERS))
-                raise ConfigurationError(
-                    f"{key} is no setting. The settings are {', '.join(known)}."
-                    + f" The name of another kind must not begin with '{kind}_'." * of_another
-                )
+                told = f"{key} is no setting. The settings are {', '.join(known)}."
+                if key.endswith(tuple(f"_{name}".upper() for name in _READERS)):
+                    told += f" The name of another kind must not begin with '{kind}_'."
+                raise ConfigurationError(told)
             fields[known[key]] = _READERS[known[key]](key, value)
         return cls(**fields)
 

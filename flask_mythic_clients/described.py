@@ -198,7 +198,7 @@ ROUTES: Mapping[Route, Described] = {
         id="get{}DeletionStatus",
         summary="See the status of deletions",
         description="For monitors. Both stores are asked. A request in flight is pending for a moment.",
-        done="Nothing is pending, has failed, is overdue or away.",
+        done="Nothing is pending, has failed, is overdue or away, and no audit is needed.",
         bodies={"well": wire.status(Health(Backlog(), timedelta(seconds=42), None, None))},
         fields={
             "ok": means("It is well.", const=True),

@@ -40,16 +40,16 @@ def wished(client: Client, entries: Entries, of_inactive: SoftDeleteEntries) -> 
 
 def as_bytes(value: Value) -> bytes:
     """Return a value as a key-value store gives it back; raises TypeError for what none takes."""
-    if isinstance(value, bytes):
-        return value
+    if isinstance(value, (bytes, memoryview)):
+        return bytes(value)
     if not _is_value(value):
         raise TypeError(type(value).__name__)
     return f"{value}".encode()
 
 
 def _is_value(value: object) -> bool:
-    # A number is no Value, and Redis takes it all the same.
-    return isinstance(value, (str, bytes, int, float)) and not isinstance(value, bool)
+    # Numbers and views of bytes are no Value, and Redis takes them all the same.
+    return isinstance(value, (str, bytes, memoryview, int, float)) and not isinstance(value, bool)
 
 
 def _is_encodable(text: object) -> bool:

@@ -3,7 +3,7 @@
 ::
 
     MythicClientsError
-    ├── ConfigurationError            refused at start-up; the message names the key and the fix
+    ├── ConfigurationError            set up, or written, wrongly; the message names the fix
     │   └── WrongEntriesError             what the app's code returned as a client's entries is none
     ├── InvalidClientIdError          the id can be no client's
     ├── InvalidActorError             the name of who asks is no text that the ledger takes
@@ -19,7 +19,8 @@
     │   └── HardDeleteForbiddenError      the hard-delete guard
     └── StoreError                    a store did not confirm; the same call again is safe
         ├── RepositoryError               the database
-        │   └── BusyError                     another transaction held the client for too long
+        │   ├── BusyError                     another transaction held the client for too long
+        │   └── StatementTimeoutError         a statement took longer than the database allows
         └── KeyValueStoreError            the key-value store
             └── EntriesRefusedError           it refused some entries, and did the rest
 
@@ -58,7 +59,7 @@ class InvalidClientIdError(ClientError):
 
 
 class InvalidActorError(ClientError):
-    """An actor's name is a text of 1 to 500 characters, none of them a control character."""
+    """An actor's name is a text of at least one character, without NUL and halves of characters."""
 
 
 class InvalidReasonError(ClientError):
@@ -124,6 +125,10 @@ class BusyError(RepositoryError):
     """Another transaction has held what this one needs in the database for too long."""
 
 
+class StatementTimeoutError(RepositoryError):
+    """A statement took longer than the database allows, or was cancelled."""
+
+
 class KeyValueStoreError(StoreError):
     """The key-value store did not confirm: the entries may or may not have been changed."""
 
@@ -159,3 +164,8 @@ class ForeignError(Exception):
             details = (*details, error)
         shown = [f"{kind.__module__}.{kind.__qualname__}", *filter(None, map(str, details))]
         return cls(" ".join(shown), kind).with_traceback(error.__traceback__)
+
+
+def is_of_the_app(error: Exception) -> bool:
+    """Whether the app's code is at fault, such as its rule for entries; so for others it may do well."""
+    return isinstance(error, WrongEntriesError) or not isinstance(error, MythicClientsError)

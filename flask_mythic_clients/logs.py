@@ -46,17 +46,20 @@ def nothing_to_do(change: Change) -> None:
     )
 
 
-def left(client_ids: Collection[str], error: BaseException, *, is_refused: bool) -> None:
-    """Tell who could not be reconciled: for the store refused entries, or else for the app's code failed."""
+def refused(client_ids: Collection[str], error: BaseException) -> None:
+    """Log each client of whom the store refused entries; without a traceback, for all would be the same."""
     for client_id in sorted(client_ids):
-        if is_refused:  # of a thousand a traceback, always the same one, would be told a thousand times
-            logger.error("Client %s could not be reconciled: %s", client_id, error)
-        else:
-            logger.error("Client %s could not be reconciled.", client_id, exc_info=error)
+        logger.error("Client %s could not be reconciled: %s", client_id, error)
 
 
-def held(client_ids: Collection[str]) -> None:
-    """Tell who was left to others."""
+def failed(client_ids: Collection[str], error: BaseException) -> None:
+    """Log each client for whom the app's code failed."""
+    for client_id in sorted(client_ids):
+        logger.error("Client %s could not be reconciled.", client_id, exc_info=error)
+
+
+def left_to_others(client_ids: Collection[str]) -> None:
+    """Log how many clients other transactions hold, and some of them."""
     if client_ids:
         logger.warning(
             "Clients left, for another transaction holds them: %d, %s first.",

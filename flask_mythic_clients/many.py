@@ -15,6 +15,7 @@ from .errors import (
     ForeignError,
     HardDeleteForbiddenError,
     MythicClientsError,
+    StatementTimeoutError,
     StoreError,
 )
 from .model import Action, Batch, Change, Outcome, Result, is_client_id
@@ -152,7 +153,7 @@ def _told(client_id: str, act: Callable[[], object]) -> Outcome:
     """Return what came of it; raises StoreError where that is of no one client."""
     try:
         act()
-    except (BusyError, EntriesRefusedError) as error:
+    except (BusyError, EntriesRefusedError, StatementTimeoutError) as error:
         return Outcome(client_id, Result.FAILED, f"{error} {error.cause}".rstrip())
     except StoreError:
         raise

@@ -26,8 +26,19 @@ def check_client_id(client_id: str) -> None:
 
 
 def is_text(text: object) -> bool:
-    """Whether the ledger takes it as a reason, or as the name of an actor: one line, that can be printed."""
+    """Whether the ledger takes it as a reason: one line, that can be printed."""
     return isinstance(text, str) and 0 < len(text) <= 500 and text.isprintable()
+
+
+def is_actor(text: object) -> bool:
+    """Whether the ledger takes it as the name of an actor: a text that every database can hold."""
+    if not isinstance(text, str) or not text or "\0" in text:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_request_id(text: object) -> bool:
@@ -40,7 +51,7 @@ def check_caller(client_id: str, actor: object, reason: object) -> None:
 
     A reason may be None.
     """
-    if not is_text(actor):
+    if not is_actor(actor):
         raise InvalidActorError(client_id)
     if reason is not None and not is_text(reason):
         raise InvalidReasonError(client_id)
@@ -89,7 +100,7 @@ class Change:
     reason: str | None = field(default=None, repr=False)
     request_id: str | None = None
     requested_at: datetime | None = None
-    """Of a replay, when it was asked for first: it is recorded once, also where nothing is to change."""
+    """Of a replay, when it was asked for first: it is recorded if it is not, also if nothing is to change."""
     seen: "Inactive | None" = None
     """Of a purge, what it goes by: a client that is not inactive in that way any more is left."""
 
@@ -200,7 +211,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Inactive:
-    """A client that is inactive, and whether for so long; None where nobody has recorded since when."""
+    """A client that is inactive, and whether `for_at_least` so long; None if nobody knows since when."""
 
     client_id: str
     expired: bool | None

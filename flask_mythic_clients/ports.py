@@ -127,7 +127,8 @@ class DeletionSteps(Protocol):
         """Change the client's row, insert its deletion record, both or neither, and return that.
 
         Return None, having done nothing, where the row is absent or already so, or is active and the change
-        says `only_if_inactive`, or is not inactive as it was when the change had `seen` it. What is returned
+        says `only_if_inactive`, or is not inactive as it was when the change had `seen` it; or where a change
+        that is taken again, which has a `requested_at`, is recorded already. What is returned
         is durable, and the row was seen to be changed: where the database kept it, or forbids the change,
         nothing has changed, and a ChangeRefusedError says what was in the way. The record's `requested_at` is
         before whatever this waited for; whether it was alone while it waited, `settle_alone` finds out.
@@ -288,7 +289,7 @@ class BulkSteps(Protocol):
         """Do what `record` does for changes of one action and different clients, all in one transaction.
 
         A client that another transaction holds is left, and not waited for. Return None, having done
-        nothing, where something forbids the change of one of them.
+        nothing, where something forbids the change of one of them, or they take too long.
         """
         ...
 

@@ -5,7 +5,7 @@ a reconcile leaves in the store comes back with it, and tells from when on every
 """
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -14,19 +14,19 @@ from hashlib import sha256
 from typing import Protocol
 
 from . import logs
-from .errors import (
-    BusyError,
-    EntriesRefusedError,
-    ForeignError,
-    KeyValueStoreError,
-    MythicClientsError,
-    WrongEntriesError,
-)
+from .errors import BusyError, EntriesRefusedError, ForeignError, KeyValueStoreError, is_of_the_app
 from .model import DeletionRecord, Holding, Mark
 from .ports import ClientRepository, KeyValueStore, RememberingStore, Run
 
 logger = logging.getLogger(__package__)
 
+LOST = (
+    "was set back to an older copy, and of some of what was done since then the ledger has no keys any more: "
+    "entries of removed clients may be back."
+)
+NEEDS_AUDIT = (
+    "needs an audit: run `audit`, see what it would repair, repair it, then run `reconcile --audited` once."
+)
 _PAGES_FORGOTTEN = 20  # by one reconcile
 _CLOCK_SLACK = timedelta(minutes=5)  # by which the database's clock may have gone back
 
@@ -99,7 +99,7 @@ class Repair:
                         "The key-value store was set back while this ran, or has refused an entry: the next "
                         "reconcile does all again."
                     )
-        logs.held(self._held)
+        logs.left_to_others(self._held)
         return frozenset(self._held | self._failed)
 
     def forget_keys(self, kept: timedelta) -> None:
@@ -111,23 +111,20 @@ class Repair:
                 if not self._repository.forget_keys(verified_before=self._mark, kept=kept):
                     return
 
-    def needs_audit(self) -> bool:
-        """Whether the store has lost what the ledger has no keys of any more; asked before `do_again`.
+    def ask_for_audit(self, *, audited: bool) -> bool:
+        """Tell, and return, whether the store lost what the ledger has no keys of any more.
 
-        It is so until somebody says that it was audited: entries that came back would be told of only once.
+        Before `do_again`, which moves the mark. What an older mark says holds until it was `audited`: told
+        once, it would be overlooked. What is found only now, no audit has seen.
         """
-        if self._run is None or self._run.mark is None:
+        says = self._run is not None and self._run.mark is not None and self._run.mark.needs_audit
+        if not (says and not audited) and not self._has_lost_keys():
             return False
-        if not self._run.mark.needs_audit and (
-            self._mark is None or not self._repository.has_forgotten(since=self._mark)
-        ):
-            return False
-        logger.error(
-            "The key-value store had lost what was done up to some time, and of some of that the ledger has "
-            "no keys: entries of removed clients may be back. It needs an audit: run `audit`, see what it "
-            "would repair, repair it, and then run `reconcile --audited` once."
-        )
+        logger.error("The key-value store %s It %s", LOST, NEEDS_AUDIT)
         return True
+
+    def _has_lost_keys(self) -> bool:
+        return self._mark is not None and self._repository.has_forgotten(since=self._mark)
 
     @contextmanager
     def _no_condition(self) -> Iterator[None]:
@@ -175,13 +172,16 @@ class Repair:
         except BusyError:
             return set(client_ids), True
         except EntriesRefusedError as error:
-            self._leave(error.client_ids or client_ids, error.__cause__ or error, is_refused=True)
+            refused = error.client_ids or client_ids
+            self._failed |= set(refused)
+            logs.refused(refused, error.__cause__ or error)
             return held, True  # the run itself keeps the mark of who refused
         except Exception as error:  # the host's rule for entries failed: find out for whom, finish the others
-            if isinstance(error, MythicClientsError) and not isinstance(error, WrongEntriesError):
+            if not is_of_the_app(error):
                 raise
             if len(client_ids) == 1:
-                self._leave(client_ids, ForeignError.told(error), is_refused=False)
+                self._failed |= set(client_ids)
+                logs.failed(client_ids, ForeignError.told(error))
                 return held, False
         middle = client_ids[len(client_ids) // 2]
         for half in (
@@ -190,10 +190,6 @@ class Repair:
         ):
             held |= self._take(store, half, wait=wait)[0]
         return held, False
-
-    def _leave(self, client_ids: Collection[str], error: BaseException, *, is_refused: bool) -> None:
-        self._failed |= set(client_ids)
-        logs.left(client_ids, error, is_refused=is_refused)
 
 
 def mark_name(repository: ClientRepository, kind: str) -> str:

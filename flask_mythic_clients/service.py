@@ -141,10 +141,10 @@ class DeletionService:
         settled = self._sweep.all(self._settle, self._repository.pending)
         due = partial(self._repository.due, settled_for=self._verify_after)
         verified = self._sweep.all(self._verify, due)
-        blind = not audited and repair.needs_audit()
+        blind = repair.ask_for_audit(audited=audited)
         left = settled.left | verified.left | repair.do_again(since, needs_audit=blind)
         repair.forget_keys(self._keys_kept)
-        if repair.lacks_mark:  # its user may lack a right, which is no condition; or it is away
+        if repair.lacks_mark:  # a missing right is no condition; a store that is away is one
             with suppress(EntriesRefusedError):
                 self._probe()
         return Reconciliation(settled.records, verified.records, len(left), blind)
@@ -522,8 +522,8 @@ class DeletionService:
         present = client_id in holding.clients
         if removes:
             if present and change.only_if_inactive:
-                guard = HardDelete.DENY if self._guard is HardDelete.DENY else HardDelete.AFTER_SOFT_DELETE
-                raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES[guard])
+                held_back = _GUARD_MESSAGES[HardDelete.AFTER_SOFT_DELETE]
+                raise HardDeleteForbiddenError(client_id, _GUARD_MESSAGES.get(self._guard, held_back))
             present = False  # it was absent a moment ago: a row there now is a newer client
         if not present and (not holding.records or change.action is Action.RESTORE):
             raise ClientNotFoundError(client_id)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from . import logs
-from .errors import BusyError, EntriesRefusedError, ForeignError, MythicClientsError, WrongEntriesError
+from .errors import BusyError, EntriesRefusedError, ForeignError, is_of_the_app
 from .model import Holding
 from .ports import DeletionSteps
 from .repair import PageAfter, pages
@@ -58,26 +58,31 @@ class Sweep:
             return Swept(len(step(client_ids).records))
         except EntriesRefusedError as error:
             refused = error.client_ids or frozenset(client_ids)
-            swept = self._leave(refused, error.__cause__ or error, is_refused=True)
+            swept = self._leave(refused, error.__cause__ or error, logs.refused)
             others = [client_id for client_id in client_ids if client_id not in refused]
             return swept + self.take(step, others) if others else swept
         except Exception as error:  # the host's rule for entries failed: find out for whom, finish the others
-            if isinstance(error, MythicClientsError) and not isinstance(error, WrongEntriesError):
+            if not is_of_the_app(error):
                 raise
             if len(client_ids) > 1:
                 half = len(client_ids) // 2
                 return self.take(step, client_ids[:half]) + self.take(step, client_ids[half:])
-            return self._leave(client_ids, ForeignError.told(error), is_refused=False)
+            return self._leave(client_ids, ForeignError.told(error), logs.failed)
 
     def _left_to_others(self, page_after: PageAfter, known: Collection[str]) -> "Swept":
         """Return what is still to be done; one wait in vain is enough, or each held one would cost one."""
         left = {record.client_id for page in pages(page_after) for record in page} - set(known)
-        logs.held(left)
+        logs.left_to_others(left)
         return Swept(left=frozenset(left))
 
-    def _leave(self, client_ids: Collection[str], error: BaseException, *, is_refused: bool) -> "Swept":
+    def _leave(
+        self,
+        client_ids: Collection[str],
+        error: BaseException,
+        log: Callable[[Collection[str], BaseException], None],
+    ) -> "Swept":
         """Note that these could not be reconciled."""
-        logs.left(client_ids, error, is_refused=is_refused)
+        log(client_ids, error)
         with suppress(BusyError):
             self._repository.note_failure(client_ids, f"{error}")
         return Swept(left=frozenset(client_ids))

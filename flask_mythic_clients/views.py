@@ -131,16 +131,16 @@ def show_status(service: DeletionService, _client_id: str, asked: Asked, actor: 
     """Report the status of deletions, as the command `status` does."""
     health = service.health()
     if not health.ok:
-        away = [cause for cause in (health.database_away, health.kv_away) if cause is not None]
-        backlog = f"{health.backlog}" if health.backlog else None
+        causes = [health.database_away, health.kv_away, "an audit is needed" if health.needs_audit else None]
+        causes.append(f"{health.backlog}" if health.backlog else None)
         logs.tell(
             logging.ERROR,
-            "503: Something is pending, failed, overdue or away.",
+            "503: Something is pending, failed, overdue or away, or an audit is needed.",
             status=503,
             action=asked.action,
             actor=actor,
             request_id=asked.request_id,
-            cause="; ".join(away) or ("an audit is needed" if health.needs_audit else backlog),
+            cause="; ".join(cause for cause in causes if cause),
         )
     return wire.status(health)
 

@@ -285,6 +285,13 @@ class TestReplay:
         assert (result.exit_code, f"Line {number}: it is no record" in result.stderr) == (2, True)
         assert [row.id for row in host.rows()] == ["a"]
 
+    def test_whoever_asked_is_taken(self, mount: Callable[..., Host], store: MemoryStore) -> None:
+        host = mount()
+        add(host, store, "a")
+        actor = "Dr.\tWho\u00a0" + "x" * 600
+        assert replay(host, json.dumps(RECORD | {"actor": actor}))["replayed"] == 1
+        assert host.records("a")[0].actor == actor
+
 
 class TestExport:
     def test_it_has_digests_and_no_key_and_begins_where_it_is_told(

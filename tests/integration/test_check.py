@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import mapped_column, relationship
+from werkzeug.routing import BaseConverter
 
 from flask_mythic_clients import MythicClients
 from flask_mythic_clients.auth import digest
@@ -690,6 +691,10 @@ def test_a_route_of_the_apps_that_answers_in_place_of_ours_is_told(
     """As an app has it that deleted by hand before."""
     with mounting(empty_database(S), MemoryStore()) as mount:
         host = mount()
+        host.flask.url_map.converters["failing"] = type(
+            "Failing", (BaseConverter,), {"to_python": lambda *_: 1 / 0}
+        )
+        host.flask.add_url_rule("/api/v1/clients/<failing:id>", "fails", lambda **_: "", methods=["POST"])
         host.flask.add_url_rule(rule, "by_hand", lambda **_: "gone", methods=[method])
         runner = host.flask.test_cli_runner()
         result = runner.invoke(args=["mythic-clients", "check"])

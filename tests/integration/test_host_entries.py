@@ -234,3 +234,12 @@ class TestWhatCannotBeEntries:
                 broken.clear()
                 assert service.reconcile().failed == 0
             assert kv.raw.get("client:acme") in ("False", b"False")
+
+
+def test_a_view_of_bytes_is_a_value_as_it_is_to_redis(database_url: str, kv: KeyValue) -> None:
+    with mounting(database_url, kv.store) as mount:
+        host = mount(entries=lambda row: {f"client:{row.id}": memoryview(f"{row.status}".encode())})
+        host.add(id="acme")
+        kv.raw.set("client:acme", "True")
+        assert host.delete("acme").status_code == 200
+        assert kv.raw.get("client:acme") in ("False", b"False", memoryview(b"False"))

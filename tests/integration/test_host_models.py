@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import Mapped, deferred, mapped_column, registry
 
 from flask_mythic_clients import ConfigurationError
@@ -55,6 +56,15 @@ class _NumberBehindPrefix(sa.TypeDecorator[str]):
     @staticmethod
     def of(number: int) -> str:
         return f"acc-{number}"
+
+
+class _NumberOrWhatever(_NumberBehindPrefix):
+    """Lets pass what is no text."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return super().process_bind_param(value, dialect) if isinstance(value, str) else value
 
 
 class TestNames:
@@ -172,7 +182,7 @@ class TestIds:
         ):
             SQLAlchemyRepository(db, model)
 
-    @pytest.mark.parametrize("type_", [_BytesOfUuid, _NumberBehindPrefix], ids=["bytes", "prefix"])
+    @pytest.mark.parametrize("type_", [_BytesOfUuid, _NumberBehindPrefix, _NumberOrWhatever])
     def test_a_type_of_the_hosts_is_asked_by_what_it_takes(
         self, mount: Callable[..., Host], store: MemoryStore, type_: Any
     ) -> None:
@@ -305,3 +315,16 @@ def test_a_column_that_ignores_case_in_the_database_alone_finds_nobody_else(
         assert host.delete(path).status_code == 404
     assert host.delete("Acme").status_code == 200
     assert host.delete("Acme?hard=true").status_code == 200
+
+
+def test_a_value_that_sqlalchemy_watches_lets_many_go_at_once(mount: Callable[..., Host]) -> None:
+    """It listens to each row that is loaded, and changes none."""
+    db = SQLAlchemy()
+    host = mount(
+        db=db, model=client_model(db, extra=mapped_column(MutableDict.as_mutable(sa.JSON()), default=dict))
+    )
+    for id in ("a", "b"):
+        host.add(id=id)
+    with host.flask.app_context():
+        told = list(host.clients.service.delete_each(["a", "b"], hard=True, actor="tests"))
+    assert [(each.result, each.alone) for each in told] == [(Result.DONE, False)] * 2

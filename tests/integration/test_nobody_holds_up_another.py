@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from flask_mythic_clients import EntriesRefusedError
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.redis import RedisStore
 from flask_mythic_clients.model import Action, Change, Reconciliation, Result
-from tests.hosts import KeyValue, mounting
+from tests.hosts import Gate, KeyValue, mounting
 
 from .scene import AWAY, Scene, make_scene
 
@@ -330,14 +331,14 @@ def test_two_batches_of_one_process_do_not_wait_for_each_other(
 SLOW = {
     "postgresql": (
         "CREATE FUNCTION slow(text) RETURNS boolean LANGUAGE plpgsql AS"
-        " $$ BEGIN PERFORM pg_sleep(0.02); RETURN true; END $$",
+        " $$ BEGIN PERFORM pg_sleep(0.04); RETURN true; END $$",
         "ALTER TABLE clients ADD CHECK (slow(name)) NOT VALID",
     ),
-    "mariadb": ("CREATE TRIGGER slow BEFORE UPDATE ON clients FOR EACH ROW SET @slow = SLEEP(0.02)",),
+    "mariadb": ("CREATE TRIGGER slow BEFORE UPDATE ON clients FOR EACH ROW SET @slow = SLEEP(0.04)",),
 }
 LIMITS = {
-    "postgresql": {"options": "-c statement_timeout=400"},
-    "mariadb": {"init_command": "SET max_statement_time=0.4"},
+    "postgresql": {"options": "-c statement_timeout=1000"},
+    "mariadb": {"init_command": "SET max_statement_time=1"},
 }
 
 
@@ -377,3 +378,44 @@ def test_a_row_of_one_that_is_held_makes_the_many_wait_little(database_url: str)
             told = list(host.clients.service.delete_each(ids, hard=True, actor="tests"))
             assert time.monotonic() - began < 4  # of which a second is that one's own
         assert [each.client_id for each in told if each.result is not Result.DONE] == ["c03"]
+
+
+@pytest.mark.parametrize("invalidated", [True, False])
+def test_an_outage_that_the_apps_rule_meets_elsewhere_is_that_clients_alone(
+    database_url: str, invalidated: bool
+) -> None:
+    """Such as one that asks another database, or by a connection of its own."""
+
+    def entries(row: Any) -> dict[str, str]:
+        if row.id in broken:
+            raise sa.exc.OperationalError("SELECT", {}, Exception(), connection_invalidated=invalidated)
+        return {f"client:{row.id}": f"{row.status}"}
+
+    broken, gate = set[str](), Gate(MemoryStore())
+    with mounting(database_url, gate) as mount:
+        host = mount(entries=entries)
+        gate.closed = True
+        for id in ("a", "b", "c"):
+            host.add(id=id)
+            assert host.delete(id).status_code == 503
+        gate.closed = False
+        broken.add("b")
+        with host.flask.app_context():
+            assert host.clients.service.reconcile() == Reconciliation(2, 0, 1)
+            broken.clear()
+            assert host.clients.service.reconcile() == Reconciliation(1, 0, 0)
+
+
+def test_a_ledger_that_is_locked_for_a_moment_makes_many_wait(empty_database: Callable[[str], str]) -> None:
+    """As CREATE INDEX does."""
+    with mounting(empty_database("postgresql"), MemoryStore()) as mount:
+        host = mount()
+        for id in IDS:
+            host.add(id=id)
+        with host.flask.app_context(), host.db.engine.connect() as other:
+            other.exec_driver_sql("LOCK TABLE client_deletions IN SHARE MODE")
+            timer = Timer(0.4, other.rollback)
+            timer.start()
+            told = list(host.clients.service.delete_each(IDS, hard=True, actor="tests"))
+            timer.join()
+        assert {each.result for each in told} == {Result.DONE}

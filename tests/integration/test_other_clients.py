@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from flask_mythic_clients import MythicClients, OtherClientsError
 from flask_mythic_clients.backends.memory import MemoryStore
 from flask_mythic_clients.backends.sqlalchemy import ClientMixin, SQLAlchemyRepository
+from flask_mythic_clients.entries import KeyTemplates
+from flask_mythic_clients.service import DeletionService
 from tests.hosts import Host, contents
 
 MESSAGE = (
@@ -310,3 +312,30 @@ def test_the_same_table_in_another_database_is_none_of_ours(
         connection.execute(orders.insert().values(client_id="acme"))
     assert host.delete("acme?hard=true").status_code == 200
     assert kept.model is elsewhere
+
+
+def test_two_engines_whose_urls_tell_nothing_are_two_databases() -> None:
+    one, other = (sa.create_engine("sqlite://", poolclass=sa.StaticPool) for _ in range(2))
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Order(ClientMixin, Base):
+        __tablename__ = "orders"
+        client_id: Mapped[str | None] = mapped_column(sa.ForeignKey("clients.id", ondelete="CASCADE"))
+
+    class Client(ClientMixin, Base):
+        __tablename__ = "clients"
+
+    kept = SQLAlchemyRepository(other, Order, ledger="order_deletions")
+    repository = SQLAlchemyRepository(one, Client)
+    Base.metadata.create_all(one)
+    with one.begin() as connection:
+        connection.execute(sa.insert(Client).values(id="acme", status=True))
+        connection.execute(sa.insert(Order).values(id="1", status=True, client_id="acme"))
+    service = DeletionService(repository, MemoryStore(), KeyTemplates(["client:{id}"]))
+    service.hard_delete("acme", actor="tests")
+    assert list(repository.clients()) == []
+    assert kept.model is Order
+    for engine in (one, other):
+        engine.dispose()

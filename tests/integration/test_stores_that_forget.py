@@ -4,6 +4,7 @@ Real Redis and Valkey with the persistence that they have by default, killed; a 
 last writes, promoted by a real sentinel; one primary of a real cluster, set back.
 """
 
+import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -219,11 +220,13 @@ class TestAMark:
         for command in ("reconcile", "reconcile", "status"):
             result = run(args=["mythic-clients", command])
             assert result.exit_code == 1
-            assert "It needs an audit: flask mythic-clients audit" in result.stderr
-            assert "then: flask mythic-clients reconcile --audited" in result.stderr
+            assert "It needs an audit: run `audit`" in result.stderr
+            assert "then run `reconcile --audited` once" in result.stderr
         assert "It needs an audit" in caplog.text
         assert _came_back(scene) == GONE  # nobody knows their keys
-        assert "mythic_deletions_needs_audit" in run(args=["mythic-clients", "status", "--prometheus"]).stdout
+        metrics = run(args=["mythic-clients", "status", "--prometheus"]).stdout
+        assert 'mythic_deletions_needs_audit{kind="clients"} 1\n' in metrics
+        assert json.loads(run(args=["mythic-clients", "status", "--json"]).stdout)["needs_audit"] is True
         assert run(args=["mythic-clients", "audit", "--repair", "--min-age", "0s"]).exit_code == 0
         assert _came_back(scene) == []
         for command in ("reconcile --audited", "reconcile", "status"):

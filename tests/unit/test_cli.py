@@ -541,14 +541,16 @@ class TestReconcileAndStatus:
 
     def test_status_as_json(self, host: Host, gate: Gate) -> None:
         counts = {"pending": 0, "oldest": None, "due": 0, "overdue": 0, "failed": 0}
-        well = {"ok": True, **counts, "last_reconcile": None, "database": True, "kv": True}
+        stores = {"database": True, "kv": True, "needs_audit": False}
+        well = {"ok": True, **counts, "last_reconcile": None, **stores}
         assert json.loads(_run(host, "status", "--json").stdout) == well
         gate.closed = True
         _run(host, "delete", "acme")
         result = _run(host, "status", "--json")
         shown = json.loads(result.stdout)
         assert (result.exit_code, list(shown)) == (REFUSED, list(well))
-        assert shown == well | {"ok": False, "pending": 1, "oldest": shown["oldest"], "kv": False}
+        away = {"kv": False, "needs_audit": None}
+        assert shown == well | {"ok": False, "pending": 1, "oldest": shown["oldest"], **away}
         assert 0 <= shown["oldest"] < 60
 
     def test_status_tells_what_is_overdue_and_when_a_reconcile_ended(self, plain: Host) -> None:

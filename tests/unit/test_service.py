@@ -454,7 +454,7 @@ def test_the_reason_is_recorded_and_one_that_the_ledger_does_not_take_changes_no
     assert "é" not in repr(record)
 
 
-@pytest.mark.parametrize("wrong", ["", "x" * 501, "two\nlines", "\x00", "\ud800", None, 7])
+@pytest.mark.parametrize("wrong", ["", "a\x00b", "\ud800", None, 7])
 def test_an_actor_that_the_ledger_does_not_take_changes_nothing(wrong: Any) -> None:
     repository = MemoryRepository()
     service = DeletionService(repository, MemoryStore(), entries)
@@ -467,7 +467,7 @@ def test_an_actor_that_the_ledger_does_not_take_changes_nothing(wrong: Any) -> N
         lambda: next(service.delete_each(["acme"], hard=True, actor=wrong)),
         lambda: next(service.purge(older_than=timedelta(0), actor=wrong)),
     ):
-        with pytest.raises(InvalidActorError, match="500"):
+        with pytest.raises(InvalidActorError, match="at least one character"):
             call()
     assert list(service.history("acme")) == []
     assert [client.active for client in service.clients()] == [True]

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from ...model import Action, Change, Inactive, is_client_id
 from .dialects import Dialect
+from .ledger import recorded
 from .rows import ClientRows
 
 _PAGE = 1000
@@ -57,14 +58,8 @@ def overtaken(
         now = _expired(connection, dialect, rows=rows, ledger=ledger, seen=seen)
         left |= {each.client_id for each in seen if now.get(each.client_id) != each.expired}
     if again:
-        c = ledger.c
-        query = sa.select(c.client_id, c.action, c.requested_at).where(
-            dialect.among(c.client_id, "of_client_ids")
-        )
-        of_these = {"of_client_ids": [client_id for client_id, _, _ in again]}
-        for client_id, action, at in connection.execute(query, of_these):
-            if (client_id, action, dialect.aware(at)) in again:
-                left.add(client_id)
+        there = recorded(connection, dialect, ledger, {client_id for client_id, _, _ in again})
+        left |= {client_id for client_id, _, _ in again & there}
     return left
 
 

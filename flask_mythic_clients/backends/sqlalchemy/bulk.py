@@ -47,10 +47,10 @@ class Bulk:
         self._cascades = cascades
         named, table = rows.named_by_keys(dialect), rows.id.table
         found = rows.all_of(sa.select(*rows.brief(templates.columns if templates else ())))
-        found = found.where(named, dialect.step_1_of_many)
+        found = found.where(named, dialect.step_1)
         self._lock = found.with_for_update(of=rows.mapper.tables, skip_locked=True)
         self._there = sa.select(rows.id.label("id")).where(named)
-        change = dml(rows, action, dialect).where(named)
+        change = dml(rows, action, dialect).where(named, dialect.step_1_of_many)
         self._change = change.execution_options(preserve_rowcount=True, **{AT_ONCE: True})
         active = rows.status.active(dialect)
         left = {Action.HARD: sa.true(), Action.SOFT: active, Action.RESTORE: ~active}[action]

@@ -240,12 +240,8 @@ class Ledger:
         self, connection: sa.Connection, dialect: Dialect, records: Sequence[DeletionRecord]
     ) -> list[DeletionRecord]:
         """Fulfil `ports.Archive.lacking`."""
-        c = self.table.c
-        named, of_clients = self._named(connection, dialect, {record.client_id for record in records})
-        query = sa.select(c.client_id, c.action, c.requested_at).where(named)
-        there = {
-            (id, action, dialect.aware(at)) for id, action, at in connection.execute(query, of_clients).all()
-        }
+        dialect.by_index(connection)
+        there = recorded(connection, dialect, self.table, {record.client_id for record in records})
         return [
             record
             for record in records
@@ -335,7 +331,7 @@ class Ledger:
         def step(connection: sa.Connection, parameters: Mapping[str, Any]) -> list[DeletionRecord]:
             seen = None
             while not (rows := stamp(connection, parameters)) and dialect.skips_rows:
-                # One that was made just now; or of which the stamp knew, and let it be.
+                # Left over: made after the stamp began, so stamp again; or kept by a trigger, then twice.
                 first = connection.execute(left, parameters).first()
                 if first is None:
                     break
@@ -402,6 +398,18 @@ def _digests(keys: Iterable[str | None]) -> dict[str, list[str]]:
 
 def _records(dialect: Dialect, rows: Iterable[sa.Row[Any]]) -> list[DeletionRecord]:
     return list(map(partial(_record, dialect.aware), rows))
+
+
+def recorded(
+    connection: sa.Connection, dialect: Dialect, ledger: sa.Table, client_ids: Collection[str]
+) -> set[tuple[str, str, datetime]]:
+    """Return what was done to these clients: by whose id, what, and when it was asked for."""
+    c = ledger.c
+    query = sa.select(c.client_id, c.action, c.requested_at).where(
+        dialect.among(c.client_id, "of_client_ids")
+    )
+    found = connection.execute(query, {"of_client_ids": list(client_ids)}).all()
+    return {(client_id, action, dialect.aware(at)) for client_id, action, at in found}
 
 
 def kept_keys(value: Any) -> Any:

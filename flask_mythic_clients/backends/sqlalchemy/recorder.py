@@ -493,7 +493,7 @@ def runs_host_code(rows: ClientRows, action: Action) -> bool:
     if mapper.version_id_col is not None or mapper.polymorphic_on is not None or len(mapper.tables) > 1:
         return True
     of_rows = mapper.class_manager.dispatch
-    if of_rows.load or of_rows.refresh:
+    if not all(map(_is_sqlalchemys, (*of_rows.load, *of_rows.refresh))):
         return True  # the rule for entries sees the row as they leave it
     events = mapper.dispatch
     if action is not Action.HARD:
@@ -502,6 +502,11 @@ def runs_host_code(rows: ClientRows, action: Action) -> bool:
     return bool(events.before_delete or events.after_delete) or any(
         not related.viewonly and reaches(related) for related in mapper.relationships
     )
+
+
+def _is_sqlalchemys(listener: Any) -> bool:
+    """Whether it is one that lets SQLAlchemy see changes within a value, and changes none."""
+    return getattr(listener, "__module__", "") == "sqlalchemy.ext.mutable"
 
 
 def reaches(related: RelationshipProperty[Any]) -> bool:

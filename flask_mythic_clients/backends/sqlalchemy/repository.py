@@ -12,7 +12,14 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Session
 
 from ...entries import EntryRule, KeyTemplates
-from ...errors import BusyError, ChangeRefusedError, ClientError, ConfigurationError, StoreError
+from ...errors import (
+    BusyError,
+    ChangeRefusedError,
+    ClientError,
+    ConfigurationError,
+    StatementTimeoutError,
+    StoreError,
+)
 from ...model import (
     Action,
     Backlog,
@@ -53,9 +60,10 @@ from .refusals import holding_back, refusal, taken_along, touched_by_the_orm
 from .rows import PAGE, ClientRows, metadata_of
 from .sessions import HostSession, sessions_of
 from .status import Status
-from .transactions import RefusedError, TookTooLongError, Transactions, UndecidedError
+from .transactions import RefusedError, Transactions, UndecidedError
 
 # Those alive: clients of one kind may go along with another's.
+_UNTOLD = (None, "", ":memory:")
 _REPOSITORIES: "WeakSet[SQLAlchemyRepository]" = WeakSet()
 
 
@@ -180,12 +188,8 @@ class SQLAlchemyRepository:
                 return batch
             except UndecidedError:
                 plans[kind] = self._bulk(dialect, action, entries, each_alone=True)
-            except (KeptError, RefusedError):
+            except (KeptError, RefusedError, StatementTimeoutError):  # fewer may take less
                 return None
-            except TookTooLongError:
-                if len(changes) == 1:
-                    raise
-                return None  # fewer may take less
 
     def inactive(self, *, for_at_least: timedelta, after: Inactive | None) -> Sequence[Inactive]:
         """Fulfil `ports.BulkSteps.inactive`."""
@@ -358,10 +362,11 @@ class SQLAlchemyRepository:
         here = self._where()
         return [other._rows for other in set(_REPOSITORIES) if other._where() == here]
 
-    def _where(self) -> str | None:
-        """Return where the database is: several objects may lead to it."""
+    def _where(self) -> str | sa.Engine | None:
+        """Return where the database is, for several engines lead to one; the engine where nobody can tell."""
         try:
-            return address(self._engine())
+            engine = self._engine()
+            return address(engine) if engine.url.host or engine.url.database not in _UNTOLD else engine
         except Exception:  # it is of another app, or the host's function fails: nobody is deleted there now
             return None
 

@@ -25,6 +25,7 @@ _PLAIN_TYPES = {
     *(sa.String, sa.Text, sa.Unicode, sa.UnicodeText, sa.VARCHAR, sa.TEXT),
     *(sa.Integer, sa.BigInteger, sa.SmallInteger, sa.INTEGER, sa.BIGINT, sa.SMALLINT),
 }
+_OF_UUIDS = (sa.Uuid, sa.String, sa.LargeBinary, sa.BINARY, sa.VARBINARY)  # what a column of UUIDs is made of
 _NO_IDS = (
     *(sa.Enum, sa.LargeBinary, sa.BINARY, sa.VARBINARY, sa.Numeric, sa.Float, sa.Boolean),
     *(sa.Date, sa.DateTime, sa.Time, sa.Interval, sa.JSON, sa.ARRAY),
@@ -55,7 +56,7 @@ def _is_unique(column: sa.Column[Any]) -> bool:
 
 def _value(type_: Any, text: str, dialect: Dialect) -> Any:
     if isinstance(type_, sa.TypeDecorator):
-        return _value_of_the_hosts(type_.bind_processor(dialect.sqlalchemys), text)
+        return _value_of_the_hosts(type_, text, dialect)
     try:
         if isinstance(type_, sa.Uuid):
             key: Any = uuid.UUID(text)
@@ -68,11 +69,12 @@ def _value(type_: Any, text: str, dialect: Dialect) -> Any:
     return text
 
 
-def _value_of_the_hosts(process: Callable[[Any], Any] | None, text: str) -> Any:
+def _value_of_the_hosts(type_: Any, text: str, dialect: Dialect) -> Any:
     """Return what a type of the host's takes for the text: that, or the UUID that is written so; or None."""
-    values: list[Any] = [text]
+    process, values = type_.bind_processor(dialect.sqlalchemys), list[Any]([text])
     with suppress(ValueError):
-        values += [key] if str(key := uuid.UUID(text)) == text else []
+        if isinstance(type_.impl_instance, _OF_UUIDS) and str(key := uuid.UUID(text)) == text:
+            values.append(key)
     return next((value for value in values if process is None or _takes(process, value)), None)
 
 
@@ -291,8 +293,8 @@ class ClientRows:
         return [each for each in every if isinstance(each.columns[0], sa.Column) and not each.deferred]
 
     def client(self, row: Any) -> Client:
-        """Return a loaded row as a client; one that SQLAlchemy's Core gave has names of its own, too."""
-        if isinstance(row, sa.Row):
+        """Return a loaded row as a client."""
+        if isinstance(row, sa.Row):  # a column may be called as what that has
             row = SimpleNamespace(**row._mapping)
         return Client(
             self.id_of(getattr(row, self._id)), self.status.is_active(getattr(row, self.status.name)), row

@@ -10,16 +10,14 @@ from typing import Any, TypeAlias, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ...errors import BusyError, ForeignError, RepositoryError
+from ...errors import BusyError, ForeignError, RepositoryError, StatementTimeoutError
 from ...ports import Begun
 from .dialects import Dialect, Verdict
 
 _T = TypeVar("_T")
 Begin: TypeAlias = Callable[[sa.Engine], AbstractContextManager[Any]]
 """Opens a session, or a connection, in a transaction of our own."""
-_HANGS = 1.0  # seconds
 _LASTING = {Verdict.BUSY, Verdict.TOO_LONG, Verdict.AWAY}
-_OUTAGES = {*_LASTING, Verdict.CONFLICT}
 _REFUSALS = {Verdict.CONSTRAINT, Verdict.REFUSED, Verdict.MAPPING}
 
 
@@ -29,10 +27,6 @@ class UndecidedError(Exception):
     def __init__(self, *, for_good: bool = False) -> None:
         super().__init__()
         self.for_good = for_good
-
-
-class TookTooLongError(RepositoryError):
-    """The database did not answer in the time that its user may take."""
 
 
 class RefusedError(Exception):
@@ -69,10 +63,8 @@ class Transactions:
 
         Raises RefusedError where something forbids it.
         """
-        dialect = self.dialect
         with ExitStack() as turn:
-            if client_id or not dialect.locks_rows:  # of many there is no turn: each has one of its own
-                dialect.turns.take(client_id if dialect.locks_rows else "", turn)
+            self._take_turn([client_id] if client_id else [], turn)
             tries = _Tries()
             while True:
                 try:
@@ -102,10 +94,7 @@ class Transactions:
         """Take the step and leave its transaction open for the block; commit at its end."""
         dialect = self.dialect
         with ExitStack() as stack:
-            if not dialect.locks_rows:
-                dialect.turns.take("", stack)
-            elif len(client_ids) == 1:
-                dialect.turns.take(next(iter(client_ids)), stack)
+            self._take_turn(client_ids, stack)
             tries = _Tries()
             while True:
                 try:
@@ -116,7 +105,7 @@ class Transactions:
                     break
                 except sa.exc.SQLAlchemyError as error:
                     self._failed(tries, error)
-            with self._outages():
+            with self._outages(session.connection()):
                 yield held
             self._commit(session)
 
@@ -135,15 +124,15 @@ class Transactions:
         """
         dialect = self.dialect
         with ExitStack() as turn, ExitStack() as stack:
-            dialect.turns.take(client_id if dialect.locks_rows else "", turn)
-            began = time.monotonic()
+            self._take_turn([client_id], turn)
+            transaction: Any = None
             begun: Begun | None = None
             try:
                 transaction, begun = stack.enter_context(begin(self.engine, dialect))
             except sa.exc.SQLAlchemyError as error:
                 # They would wait as long again, or be told the same; but not on a fresh connection.
                 lasting = _LASTING | {Verdict.UNKNOWN} if knows else _LASTING
-                if dialect.verdict(error) in lasting and not _was_dead(error, began):
+                if dialect.verdict(error) in lasting and not _was_dead(error):
                     raise self._translated(error) from self._told(error)
             except UndecidedError:
                 pass
@@ -151,18 +140,28 @@ class Transactions:
                 stack.close()
             if begun is None or begun.holding is None:
                 turn.close()  # nothing is held that others would wait for
-            with self._outages():
+            with self._outages(transaction):
                 yield begun
             if begun is not None:
                 self._commit(transaction)
 
+    def _take_turn(self, client_ids: Collection[str], stack: ExitStack) -> None:
+        """Take the turn of one client, or of the whole database if that locks as a whole; many take none."""
+        if not self.dialect.locks_rows:
+            self.dialect.turns.take("", stack)
+        elif len(client_ids) == 1:
+            self.dialect.turns.take(next(iter(client_ids)), stack)
+
     @contextmanager
-    def _outages(self) -> Iterator[None]:
-        """Translate what the host's code raises if our connection died under it; all else is the caller's."""
+    def _outages(self, transaction: Any) -> Iterator[None]:
+        """Translate what the host's code raises where our connection died under it; all else is the caller's.
+
+        It may have asked by the row's session, whose connection that is.
+        """
         try:
             yield
         except sa.exc.DBAPIError as error:
-            if not error.connection_invalidated and self.dialect.verdict(error) not in _OUTAGES:
+            if not getattr(transaction, "invalidated", False):
                 raise
             raise self._translated(error) from self._told(error)
 
@@ -185,7 +184,7 @@ class Transactions:
 
     def _failed(self, tries: "_Tries", error: sa.exc.SQLAlchemyError) -> None:
         """Pause before another try, or raise the error translated."""
-        if _was_dead(error, tries.began) and not tries.reconnected:
+        if _was_dead(error) and not tries.reconnected:
             tries.reconnected = True
         elif self.dialect.verdict(error) is not Verdict.CONFLICT or not tries.left:
             raise self._translated(error) from self._told(error)
@@ -208,7 +207,7 @@ class Transactions:
         if verdict is Verdict.BUSY:
             return BusyError()
         if verdict is Verdict.TOO_LONG:
-            return TookTooLongError()
+            return StatementTimeoutError()
         if verdict is not Verdict.OUTDATED:
             return RepositoryError(_MESSAGES.get(verdict))
         lacks = ""
@@ -230,17 +229,14 @@ class _Tries:
     left = 4
     reconnected = False
 
-    def __init__(self) -> None:
-        self.began = time.monotonic()
 
-
-def _was_dead(error: sa.exc.SQLAlchemyError, began: float) -> bool:
+def _was_dead(error: sa.exc.SQLAlchemyError) -> bool:
     """Whether the connection that the pool gave was dead; now that is empty, and gives a fresh one.
 
-    What took longer to find out is a database that hangs: it would be waited for once more.
+    Not where the driver's time is out: the database hangs, and would be waited for once more.
     """
     is_dead = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
-    return is_dead and time.monotonic() - began < _HANGS
+    return is_dead and "timed out" not in f"{getattr(error, 'orig', '')}"
 
 
 _MESSAGES = {

@@ -1,6 +1,6 @@
 """MariaDB: no UPDATE … RETURNING, collations that ignore case, and an isolation set by hand."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -235,8 +235,8 @@ class MariaDB(Dialect):
             return values
         table: Any = column.table
         at = {"of_schema": table.schema, "of_table": table.name, "of_column": column.name}
-        codec = _CODECS.get(f"{connection.scalar(_CHARACTER_SET, at)}")
-        return values if codec is None else [value for value in values if _is_encodable(value, codec)]
+        holds = _HOLDS.get(f"{connection.scalar(_CHARACTER_SET, at)}")
+        return values if holds is None else list(filter(holds, values))
 
     def same(self, column: sa.Column[Any], key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Fulfil `Dialect.same`: its usual collations find "Acme" where "acme" is asked for."""
@@ -267,18 +267,24 @@ _CHARACTER_SET = sa.text(
     "SELECT character_set_name FROM information_schema.columns WHERE table_schema = coalesce(:of_schema,"
     " database()) AND table_name = :of_table AND column_name = :of_column"
 )
-# Character set → Python's codec of it; one of the others may have any character.
-_CODECS = {"ascii": "ascii", "latin1": "cp1252", "utf8mb3": "ucs-2", "utf8": "ucs-2"}
 
 
-def _is_encodable(text: str, codec: str) -> bool:
-    if codec == "ucs-2":  # which Python has not
-        return max(text, default="") <= "\uffff"
-    try:
-        text.encode(codec)
-    except UnicodeEncodeError:
-        return False
-    return True
+def _is_latin(text: str) -> bool:
+    text = text.translate(_LATIN_TOO)
+    return text.encode("cp1252", "ignore").decode("cp1252") == text
+
+
+def _is_of_basic_plane(text: str) -> bool:
+    return max(text, default="") <= "\uffff"
+
+
+_LATIN_TOO = dict.fromkeys((0x81, 0x8D, 0x8F, 0x90, 0x9D))  # to MariaDB, not to Python
+_HOLDS: Mapping[str, Callable[[str], bool]] = {
+    "ascii": str.isascii,
+    "latin1": _is_latin,
+    **dict.fromkeys(("utf8mb3", "utf8"), _is_of_basic_plane),
+}
+"""Character set → whether it has all characters of a text. Others are not looked at."""
 
 
 _OF_TABLES = ("TABLE_SCHEMA", "TABLE_NAME", "ENGINE")

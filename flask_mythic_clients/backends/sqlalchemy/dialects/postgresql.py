@@ -72,7 +72,7 @@ class PostgreSQL(Dialect):
     # Where the host does not wait for the disk, this does: what is done to the key-value store cannot be
     # undone. Nothing else is changed: who waits for a standby still does, who does not must not begin to.
     step_1 = _set(f"{WAIT * 1000}ms", sa.func.replace(_SYNCHRONOUS_COMMIT, "off", "local"))
-    # What one of many waits for, such as a row that goes along, each half of them would wait for again.
+    # Short: a batch that meets a row that is held is halved, and each half that has it waits again.
     step_1_of_many = _set("100ms", sa.func.replace(_SYNCHRONOUS_COMMIT, "off", "local"))
     # No wait for the disk: a stamp that a crash loses is only made again. More than its deadlock_timeout is
     # waited, or a deadlock of two that settle would never be found out.
@@ -261,16 +261,12 @@ class PostgreSQL(Dialect):
         verdict = super().verdict(error)
         said = getattr(error, "orig", None)
         state = self.code(said)
-        if state == _NOT_SUPPORTED and "cached plan" in f"{said}":
-            return (
-                Verdict.CONFLICT
-            )  # a migration was there: at the rollback the driver forgets what it prepared
+        # A migration came after a statement was prepared: at the rollback the driver forgets that.
+        if getattr(getattr(said, "diag", None), "source_function", None) == "RevalidateCachedQuery":
+            return Verdict.CONFLICT
         if verdict is Verdict.UNKNOWN and state is not None and state[:2] not in _OF_ITSELF:
             return Verdict.REFUSED
         return verdict
-
-
-_NOT_SUPPORTED = "0A000"
 
 
 def _keeps_prepared(engine: sa.Engine) -> bool:

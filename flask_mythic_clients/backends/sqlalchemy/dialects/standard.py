@@ -100,7 +100,7 @@ class Dialect:
     step_1: ClassVar[sa.ColumnElement[bool]] = sa.true()
     """A condition that is true, and sets what holds for the rest of step 1's transaction."""
     step_1_of_many: ClassVar[sa.ColumnElement[bool]] = sa.true()
-    """The same for many clients in one transaction."""
+    """The same for the change of many clients at once."""
     step_2: ClassVar[sa.ColumnElement[bool]] = sa.true()
     """The same for step 2's, and that of verify."""
     durable: ClassVar[sa.Select[Any] | None] = None
