@@ -379,31 +379,21 @@ class TestPurge:
     def test_one_that_is_restored_meanwhile_stays(
         self, mount: Callable[..., Host], store: MemoryStore, way: str, guard: str
     ) -> None:
-        given, call = WAYS[way]
-        host = mount(columns=given, config={"MYTHIC_CLIENTS_HARD_DELETE": guard})
-        add(host, store, "a", "b")
-        delete_each(host, "a", "b", hard=False)
-        host.let_time_pass(31 * DAY)
-        with meanwhile(host, call, lambda: host.clients.service.restore("a", actor="tests")):
-            assert purge(host) == {"b": Result.DONE}
+        host = mount(columns=WAYS[way][0], config={"MYTHIC_CLIENTS_HARD_DELETE": guard})
+        _purges_the_other(host, store, way, lambda: host.clients.service.restore("a", actor="tests"))
         assert {row.id: row.status for row in host.rows()} == {"a": True}
 
     @pytest.mark.parametrize("way", ["in_bulk", "alone"])
     def test_one_that_is_soft_deleted_anew_meanwhile_stays(
         self, mount: Callable[..., Host], store: MemoryStore, way: str
     ) -> None:
-        given, call = WAYS[way]
-        host = mount(columns=given)
-        add(host, store, "a", "b")
-        delete_each(host, "a", "b", hard=False)
-        host.let_time_pass(31 * DAY)
+        host = mount(columns=WAYS[way][0])
 
         def anew() -> None:
             host.clients.service.restore("a", actor="tests")
             host.clients.service.soft_delete("a", actor="tests")
 
-        with meanwhile(host, call, anew):
-            assert purge(host) == {"b": Result.DONE}
+        _purges_the_other(host, store, way, anew)
         assert {row.id: row.status for row in host.rows()} == {"a": False}
         assert purge(host) == {}
 
@@ -411,19 +401,14 @@ class TestPurge:
     def test_one_of_whom_nobody_knows_any_more_since_when_stays(
         self, mount: Callable[..., Host], store: MemoryStore, way: str
     ) -> None:
-        given, call = WAYS[way]
-        host = mount(columns=given)
-        add(host, store, "a", "b")
-        delete_each(host, "a", "b", hard=False)
-        host.let_time_pass(31 * DAY)
+        host = mount(columns=WAYS[way][0])
 
         def by_another() -> None:
             host.clients.service.restore("a", actor="tests")
             with host.db.engine.begin() as connection:
                 connection.execute(sa.update(host.model.__table__).values(status=False))
 
-        with meanwhile(host, call, by_another):
-            assert purge(host) == {"b": Result.DONE}
+        _purges_the_other(host, store, way, by_another)
         assert purge(host) == {"a": Result.UNRECORDED}
         assert purge(host, include_unrecorded=True) == {"a": Result.DONE}
 
@@ -482,12 +467,8 @@ class TestPurge:
     def test_one_whose_restore_is_pending_is_not_told_as_removed(
         self, database_url: str, store: MemoryStore
     ) -> None:
-        given, call = WAYS["alone"]
         gate = Gate(store)
-        host = make_host(database_url, gate, columns=given)
-        add(host, store, "a", "b")
-        delete_each(host, "a", "b", hard=False)
-        host.let_time_pass(31 * DAY)
+        host = make_host(database_url, gate, columns=WAYS["alone"][0])
 
         def restored_in_an_outage() -> None:
             gate.closed = True
@@ -495,10 +476,18 @@ class TestPurge:
                 host.clients.service.restore("a", actor="tests")
             gate.closed = False
 
-        with meanwhile(host, call, restored_in_an_outage):
-            assert purge(host) == {"b": Result.DONE}
+        _purges_the_other(host, store, "alone", restored_in_an_outage)
         assert {row.id: row.status for row in host.rows()} == {"a": True}
         host.close()
+
+
+def _purges_the_other(host: Host, store: MemoryStore, way: str, act: Callable[[], object]) -> None:
+    """Purge two, of whom something happens to `a` after it was chosen: `b` alone goes."""
+    add(host, store, "a", "b")
+    delete_each(host, "a", "b", hard=False)
+    host.let_time_pass(31 * DAY)
+    with meanwhile(host, WAYS[way][1], act):
+        assert purge(host) == {"b": Result.DONE}
 
 
 @contextmanager
