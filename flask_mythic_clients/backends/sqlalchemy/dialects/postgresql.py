@@ -25,7 +25,7 @@ def _set(lock_timeout: str, synchronous_commit: Any) -> sa.ColumnElement[bool]:
     return sa.select(sa.func.concat(timeout, commit)).scalar_subquery().is_not(None)
 
 
-_SYNCHRONOUS_COMMIT = sa.func.current_setting("synchronous_commit")
+_DURABLE_COMMIT = sa.func.replace(sa.func.current_setting("synchronous_commit"), "off", "local")
 
 _TRIGGER = sa.table(
     "pg_trigger",
@@ -71,9 +71,9 @@ class PostgreSQL(Dialect):
     aware = staticmethod(methodcaller("astimezone", UTC))
     # Where the host does not wait for the disk, this does: what is done to the key-value store cannot be
     # undone. Nothing else is changed: who waits for a standby still does, who does not must not begin to.
-    step_1 = _set(f"{WAIT * 1000}ms", sa.func.replace(_SYNCHRONOUS_COMMIT, "off", "local"))
+    step_1 = _set(f"{WAIT * 1000}ms", _DURABLE_COMMIT)
     # Short: a batch that meets a row that is held is halved, and each half that has it waits again.
-    step_1_of_many = _set("100ms", sa.func.replace(_SYNCHRONOUS_COMMIT, "off", "local"))
+    step_1_of_many = _set("100ms", _DURABLE_COMMIT)
     # No wait for the disk: a stamp that a crash loses is only made again. More than its deadlock_timeout is
     # waited, or a deadlock of two that settle would never be found out.
     step_2 = _set(f"{WAIT * 1250}ms", "off")
